@@ -1,0 +1,89 @@
+"""What happens inside, as frozen values handed to one hook, always before the wait that they announce.
+
+Pass ``on_event=`` to receive them; without it, ``log_event`` writes them to the logger ``kimi_async``.
+Events never hold keys, prompts or answers.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .limits import Budget
+
+logger = logging.getLogger("kimi_async")
+
+
+@dataclass(frozen=True, slots=True)
+class Retrying:
+    """A failed attempt is tried again after ``delay`` seconds; ``attempt`` counts from 1."""
+
+    attempt: int
+    delay: float
+    reason: str
+
+    def __str__(self) -> str:
+        return f"attempt {self.attempt} failed ({self.reason}); trying again in {self.delay:.2f} s"
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The gateway refused a request for one of the budgets; it goes back to the front of the line.
+
+    ``explained`` says whether our own ledger knew the budget to be full. ``pause`` is the time in seconds for
+    which that budget stays closed; 0 where the ledger's arithmetic is enough.
+    """
+
+    budget: Budget
+    explained: bool
+    pause: float
+    message: str
+
+    def __str__(self) -> str:
+        because = "as the ledger now knows" if self.explained else "which the ledger did not expect"
+        return f"429 for {self.budget}, {because}; pausing {self.pause:.2f} s: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class LimitAdopted:
+    """The gateway stated a lower limit than was configured; it holds from now on."""
+
+    budget: Budget
+    configured: int | None
+    limit: int
+
+    def __str__(self) -> str:
+        return (
+            f"the account's {self.budget} is {self.limit}, not {self.configured}: "
+            f"using {self.limit}; set RateLimits({self.budget}={self.limit})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignUsage:
+    """Another program uses the account: ``tokens`` that it spent are now booked in ``budget``."""
+
+    budget: Budget
+    tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.tokens:,} tokens of {self.budget} were spent elsewhere on this account; booked"
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyMissing:
+    """Kimi's vocabulary could not be loaded; token counts are upper estimates until it can."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"tokens are counted by their upper bound, a byte of UTF-8 each: no vocabulary ({self.reason})"
+
+
+Event = Retrying | Refused | LimitAdopted | ForeignUsage | VocabularyMissing
+EventHook = Callable[[Event], None]
+
+
+def log_event(event: Event) -> None:
+    """The default hook: routine waits at INFO, what the user should know at WARNING."""
+    routine = isinstance(event, Retrying | Refused)
+    logger.log(logging.INFO if routine else logging.WARNING, "%s", event)

@@ -1,0 +1,117 @@
+"""What an account may do and what one request takes of it: frozen values, no behaviour."""
+
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+from .errors import ConfigurationError
+
+Budget = Literal["concurrency", "rpm", "tpm", "tpd"]
+"""One of the four limits that Kimi's gateway enforces."""
+
+BUDGETS: tuple[Budget, ...] = ("concurrency", "rpm", "tpm", "tpd")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What the gateway charges for one request at the moment it is admitted.
+
+    One slot, one request, and ``prompt_tokens + n * max_tokens`` tokens, however few are then generated
+    (platform.kimi.ai/docs/introduction, "Rate limits").
+
+    Args:
+        prompt_tokens: tokens of the messages and tools, the chat template included.
+        max_tokens: tokens the answer may have; the gateway reserves all of them.
+        n: answers asked for; each may have ``max_tokens``.
+    """
+
+    prompt_tokens: int
+    max_tokens: int = 0
+    n: int = 1
+
+    def __post_init__(self) -> None:
+        if self.prompt_tokens < 0 or self.max_tokens < 0 or self.n < 1:
+            raise ConfigurationError(f"a cost has no negative tokens and at least one answer: {self}")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens charged against TPM and TPD."""
+        return self.prompt_tokens + self.n * self.max_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimits:
+    """The limits of one account; ``None`` means unlimited.
+
+    Kimi counts all keys, all models and all processes of an account together.
+
+    Args:
+        concurrency: requests in flight at once.
+        rpm: requests a minute.
+        tpm: tokens a minute, ``max_tokens`` included.
+        tpd: tokens a day, ``max_tokens`` included.
+        minute: length of the minute in seconds; only a mock on scaled time needs another.
+        day: length of the day in seconds, likewise.
+        day_zone: an IANA time zone such as ``"Asia/Shanghai"`` whose midnight resets the day. The default,
+            ``None``, slides over the last ``day`` seconds, which is right whatever hour Kimi resets at.
+
+    Raises:
+        ConfigurationError: a limit below one, a length that is not positive, or an unknown time zone.
+    """
+
+    concurrency: int | None = None
+    rpm: int | None = None
+    tpm: int | None = None
+    tpd: int | None = None
+    minute: float = 60.0
+    day: float = 86_400.0
+    day_zone: str | None = None
+
+    def __post_init__(self) -> None:
+        for budget in BUDGETS:
+            limit = getattr(self, budget)
+            if limit is not None and limit < 1:
+                raise ConfigurationError(f"{budget}={limit}: a limit is at least 1, or None for unlimited")
+        if not 0 < self.minute <= self.day:
+            raise ConfigurationError(
+                f"minute={self.minute}, day={self.day}: need 0 < minute <= day, in seconds"
+            )
+        if self.day_zone is not None and self.day != 86_400.0:
+            raise ConfigurationError(f"day_zone={self.day_zone!r} needs a day of 86,400 s, not {self.day:g}")
+
+    @classmethod
+    def tier(cls, number: int) -> Self:
+        """The limits of a recharge tier, 0 to 5, as Kimi published them in September 2026.
+
+        Raises:
+            ConfigurationError: there is no such tier.
+        """
+        if number not in _TIERS:
+            raise ConfigurationError(f"there is no tier {number}; Kimi's tiers are 0 to 5")
+        concurrency, rpm, tpm, tpd = _TIERS[number]
+        return cls(concurrency=concurrency, rpm=rpm, tpm=tpm, tpd=tpd)
+
+    @classmethod
+    def guide(cls) -> Self:
+        """The free account of 2024, which many guides still describe."""
+        return cls(concurrency=1, rpm=3, tpm=32_000, tpd=1_500_000)
+
+    def with_limit(self, budget: Budget, limit: int) -> Self:
+        """The same limits with one of them changed."""
+        return replace(self, **{budget: limit})  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        named = (
+            f"{field.name}={getattr(self, field.name)}" for field in fields(self) if field.name in BUDGETS
+        )
+        return ", ".join(named)
+
+
+# platform.kimi.com/docs/pricing/limits, read 2026-09-23: concurrency, RPM, TPM, TPD.
+_TIERS: dict[int, tuple[int, int, int, int | None]] = {
+    0: (1, 3, 500_000, 1_500_000),
+    1: (15, 100, 2_000_000, None),
+    2: (40, 100, 3_000_000, None),
+    3: (50, 200, 3_000_000, None),
+    4: (60, 200, 4_000_000, None),
+    5: (100, 300, 5_000_000, None),
+}
