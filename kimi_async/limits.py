@@ -100,10 +100,7 @@ class RateLimits:
         return replace(self, **{budget: limit})  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        named = (
-            f"{field.name}={getattr(self, field.name)}" for field in fields(self) if field.name in BUDGETS
-        )
-        return ", ".join(named)
+        return ", ".join(f"{budget}={getattr(self, budget)}" for budget in BUDGETS)
 
 
 # platform.kimi.com/docs/pricing/limits, read 2026-09-23: concurrency, RPM, TPM, TPD.
