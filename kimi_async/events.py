@@ -36,11 +36,10 @@ class Refused:
     budget: Budget
     explained: bool
     pause: float
-    message: str
 
     def __str__(self) -> str:
         because = "as the ledger now knows" if self.explained else "which the ledger did not expect"
-        return f"429 for {self.budget}, {because}; pausing {self.pause:.2f} s: {self.message}"
+        return f"refused (429) for {self.budget}, {because}; pausing for {self.pause:.2f} s"
 
 
 @dataclass(frozen=True, slots=True)

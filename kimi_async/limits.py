@@ -1,6 +1,6 @@
 """What an account may do and what one request takes of it: frozen values, no behaviour."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 from .errors import ConfigurationError
@@ -27,15 +27,16 @@ class Cost:
     prompt_tokens: int
     max_tokens: int = 0
     n: int = 1
+    tokens: int = field(init=False, repr=False, compare=False)
+    """Tokens charged against TPM and TPD."""
 
     def __post_init__(self) -> None:
         if self.prompt_tokens < 0 or self.max_tokens < 0 or self.n < 1:
-            raise ConfigurationError(f"a cost has no negative tokens and at least one answer: {self}")
-
-    @property
-    def tokens(self) -> int:
-        """Tokens charged against TPM and TPD."""
-        return self.prompt_tokens + self.n * self.max_tokens
+            raise ConfigurationError(
+                f"prompt_tokens={self.prompt_tokens}, max_tokens={self.max_tokens}, n={self.n}: "
+                "a cost has no negative tokens and at least one answer"
+            )
+        object.__setattr__(self, "tokens", self.prompt_tokens + self.n * self.max_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +73,7 @@ class RateLimits:
             if limit is not None and limit < 1:
                 raise ConfigurationError(f"{budget}={limit}: a limit is at least 1, or None for unlimited")
         if not 0 < self.minute <= self.day:
-            raise ConfigurationError(
-                f"minute={self.minute}, day={self.day}: need 0 < minute <= day, in seconds"
-            )
+            raise ConfigurationError(f"minute={self.minute}, day={self.day}: need 0 < minute <= day, in seconds")
         if self.day_zone is not None and self.day != 86_400.0:
             raise ConfigurationError(f"day_zone={self.day_zone!r} needs a day of 86,400 s, not {self.day:g}")
 
@@ -95,7 +94,7 @@ class RateLimits:
         """The free account of 2024, which many guides still describe."""
         return cls(concurrency=1, rpm=3, tpm=32_000, tpd=1_500_000)
 
-    def with_limit(self, budget: Budget, limit: int) -> Self:
+    def with_limit(self, budget: Budget, limit: int | None) -> Self:
         """The same limits with one of them changed."""
         return replace(self, **{budget: limit})  # type: ignore[arg-type]
 
@@ -112,3 +111,57 @@ _TIERS: dict[int, tuple[int, int, int, int | None]] = {
     4: (60, 200, 4_000_000, None),
     5: (100, 300, 5_000_000, None),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetUsage:
+    """How much of one budget is taken: ``used`` of ``limit``; ``limit`` is None where there is none."""
+
+    used: int
+    limit: int | None
+
+    @property
+    def share(self) -> float:
+        """Part of the budget in use, 0 to 1; 0 for one that is unlimited."""
+        return self.used / self.limit if self.limit else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The state of an account's budgets at one moment.
+
+    Attributes:
+        concurrency: slots in use.
+        rpm: requests of the last minute, those about to be sent included.
+        tpm: tokens charged in the last minute, likewise.
+        tpd: tokens charged in the day's window, likewise.
+        guard: seconds by which a minute is held to be longer than it is.
+        waiting: requests in line.
+        binding: the budget that the head of the line waits for; None where nobody waits.
+        next_in: seconds until the head is admitted; None where nobody waits or another request must end first.
+    """
+
+    concurrency: BudgetUsage
+    rpm: BudgetUsage
+    tpm: BudgetUsage
+    tpd: BudgetUsage
+    guard: float
+    waiting: int = 0
+    binding: str | None = None
+    next_in: float | None = None
+
+    def __str__(self) -> str:
+        parts = [
+            f"{budget} {_short(taken.used)}/{_short(taken.limit)}"
+            for budget in BUDGETS
+            if (taken := getattr(self, budget)).limit is not None
+        ]
+        if self.waiting:
+            parts.append(f"{self.waiting:,} waiting for {self.binding or 'their turn'}")
+        if self.next_in is not None:
+            parts.append(f"next in {self.next_in:.2f} s")
+        return ", ".join(parts) or "unlimited"
+
+
+def _short(number: int) -> str:
+    return f"{number / 1000:.0f}k" if number >= 10_000 else str(number)

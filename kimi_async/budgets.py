@@ -1,0 +1,361 @@
+"""The rule of admission: four budgets, one decision. Pure arithmetic; time is an argument.
+
+A cost is admitted at time ``now`` if and only if all of these hold:
+
+- slots in use + 1 <= concurrency
+- requests sent in ``(now - minute - guard, now]`` + pending requests + 1 <= rpm
+- tokens sent in that window + pending tokens + its own <= tpm
+- tokens sent in the day's window + pending tokens + its own <= tpd
+- no refusal's pause is in force
+
+A reservation is *pending* from its admission until its request has been written to the connection, then *sent*,
+then *ended*. It is stamped when it is sent.
+
+**Why the gateway never sees more than the limit in any minute.** Let request *i* be admitted at ``p``, stamped at
+``s >= p`` and counted by the gateway at ``a = s + delay``, where delays differ by at most ``d``. Take any window
+of a minute at the gateway and, of the requests counted in it, the one admitted last; call its times
+``p*, s*, a*``. Every other request of the window was, when ``p*`` was decided, either still pending, and so
+counted by the rule, or stamped at some ``s``. Both arrived within a minute, so
+
+    p* - s  <=  s* - s  =  (a* - a) + (delay - delay*)  <  minute + d
+
+and with ``guard >= d`` the stamp lies in ``(p* - minute - guard, p*]``: counted by the rule as well. The rule
+let the last one in, so all of them together are within the limit. A client that no sliding minute catches is
+within every fixed minute too, whatever its phase, and within every token bucket of that capacity.
+
+**Why nothing is left unused.** The window only ever holds what was really sent in it, so the first request that
+has to wait is let in at the very moment at which the oldest one leaves the window.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+from zoneinfo import ZoneInfo
+
+from .limits import Budget, BudgetUsage, Cost, RateLimits, Usage
+from .refusal import Refusal
+from .window import TICK, CalendarLog, Entry, SlidingLog
+
+GUARD = 0.005
+"""The default guard as a share of the minute: 0.3 s of delay that may vary on the way to the gateway."""
+
+MAX_GUARD = 0.05
+"""What unexplained refusals may double the guard up to, as a share of the minute."""
+
+DAY_BUCKETS = 1440
+"""Buckets that the sliding day is kept in: one a minute."""
+
+PROBE_PATIENCE = 0.02
+"""Share of a minute after which a probe that met no refusal has passed. Refusals come at once, answers may not."""
+
+
+WINDOWED: frozenset[str] = frozenset({"rpm", "tpm", "tpd"})
+"""Budgets that only the clock refills; a slot comes back when a request ends."""
+
+
+class Denial(NamedTuple):
+    """Why a cost does not fit now, and in how many seconds it will.
+
+    ``wait`` is infinite where no clock helps: another request must end first, or be cancelled.
+    """
+
+    reason: Budget | Literal["probe"]
+    wait: float
+
+
+class Charge:
+    """What one reservation holds. Only ``Budgets`` changes it."""
+
+    __slots__ = ("day_entry", "minute_entry", "round", "state", "tokens")
+
+    minute_entry: Entry
+    day_entry: Entry
+
+    def __init__(self, tokens: int, round_: int) -> None:
+        self.tokens = tokens
+        self.round = round_
+        self.state: Literal["pending", "sent", "ended"] = "pending"
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What a refusal taught.
+
+    Attributes:
+        explained: our own books agree, now, that the budget is full; waiting for them is enough.
+        adopted: the lower limit that holds from now on; None where the configured one stands.
+        foreign: tokens that somebody else has spent on this account, now booked.
+    """
+
+    explained: bool
+    adopted: int | None = None
+    foreign: int = 0
+
+
+class Budgets:
+    """One account's books.
+
+    Args:
+        limits: what the account may do.
+        epoch: the Unix time at which the clock that is passed as ``now`` showed zero; only a day that ends at
+            midnight needs it.
+    """
+
+    def __init__(self, limits: RateLimits, *, epoch: float = 0.0) -> None:
+        self.guard = GUARD * limits.minute
+        self._quiet_at = math.inf
+        self._minute = SlidingLog(limits.minute + self.guard)
+        self._day: SlidingLog | CalendarLog
+        if limits.day_zone is None:
+            self._day = SlidingLog(limits.day + self.guard, resolution=limits.day / DAY_BUCKETS)
+        else:
+            self._day = CalendarLog(ZoneInfo(limits.day_zone), epoch, self.guard)
+        self._in_flight = 0
+        self._pending = 0
+        self._pending_tokens = 0
+        self._pauses: dict[Budget, float] = {}
+        self.probe: Charge | None = None
+        self._streak = 0
+        self._round = 0
+        self.limits = limits
+
+    @property
+    def limits(self) -> RateLimits:
+        """The limits in force: those configured, lowered by what refusals taught."""
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: RateLimits) -> None:
+        self._limits = limits
+        self._slots = math.inf if limits.concurrency is None else limits.concurrency
+        self._rpm = math.inf if limits.rpm is None else limits.rpm
+        self._tpm = math.inf if limits.tpm is None else limits.tpm
+        self._tpd = math.inf if limits.tpd is None else limits.tpd
+
+    def reserve(self, now: float, cost: Cost) -> Charge | Denial:
+        """Take all four budgets for a cost, or none of them."""
+        if now >= self._quiet_at:
+            self._relax_guard(now)
+        minute, day = self._minute, self._day
+        if now >= minute.due:
+            minute.expire(now)
+        if now >= day.due:
+            day.expire(now)
+        own = cost.tokens
+        tokens = self._pending_tokens + own
+        fits = (
+            self._in_flight < self._slots
+            and minute.requests + self._pending < self._rpm
+            and minute.tokens + tokens <= self._tpm
+            and day.tokens + tokens <= self._tpd
+            and not self._pauses
+        )
+        if not fits and (denial := self._denial(now, tokens)):
+            return denial
+        self._in_flight += 1
+        self._pending += 1
+        self._pending_tokens = tokens
+        charge = Charge(own, self._round)
+        if self._pauses:
+            self.probe = charge
+        return charge
+
+    def _denial(self, now: float, tokens: int) -> Denial | None:
+        minute, day = self._minute, self._day
+        denials = [Denial(budget, until - now) for budget, until in self._pauses.items() if until > now + TICK]
+        if minute.requests + self._pending + 1 > self._rpm:
+            excess = minute.requests + self._pending + 1 - int(self._rpm)
+            denials.append(Denial("rpm", minute.wait(now, excess, 0)))
+        if minute.tokens + tokens > self._tpm:
+            denials.append(Denial("tpm", minute.wait(now, 0, minute.tokens + tokens - int(self._tpm))))
+        if day.tokens + tokens > self._tpd:
+            denials.append(Denial("tpd", day.wait(now, 0, day.tokens + tokens - int(self._tpd))))
+        if denials:
+            return max(denials, key=lambda denial: denial.wait)
+        if self._in_flight >= self._slots:
+            return Denial("concurrency", math.inf)
+        return self._probe_denial(now)
+
+    def _probe_denial(self, now: float) -> Denial | None:
+        """After a pause one request goes first; the others follow when it was not refused."""
+        if self.probe is None:
+            return None
+        if self.probe.state == "pending":
+            return Denial("probe", math.inf)
+        patience = self.probe.minute_entry.at + PROBE_PATIENCE * self._limits.minute - now
+        if patience > TICK:
+            return Denial("probe", patience)
+        self._resume()
+        return None
+
+    def _resume(self) -> None:
+        self._pauses.clear()
+        self.probe = None
+        self._streak = 0
+
+    def sent(self, now: float, charge: Charge) -> None:
+        """The request has been written to its connection."""
+        if charge.state != "pending":
+            raise RuntimeError(f"this reservation is {charge.state} already; a request is sent once")
+        charge.state = "sent"
+        self._pending -= 1
+        self._pending_tokens -= charge.tokens
+        charge.minute_entry = self._minute.add(now, 1, charge.tokens)
+        charge.day_entry = self._day.add(now, 1, charge.tokens)
+
+    def end(self, charge: Charge, *, answered: bool) -> None:
+        """Give the slot of a sent request back.
+
+        ``answered`` says that the gateway let the request in; only such an ending lets a probe pass.
+        """
+        if charge.state == "pending":
+            raise RuntimeError("a reservation that may have been sent counts as sent: mark it before it ends")
+        self._close(charge)
+        if charge is self.probe:
+            if answered:
+                self._resume()
+            self.probe = None
+
+    def cancel(self, charge: Charge) -> None:
+        """Give everything back, without a trace; only before the request was sent."""
+        if charge.state == "sent":
+            raise RuntimeError("a request that was sent is charged; end its reservation instead")
+        self._close(charge)
+        self._pending -= 1
+        self._pending_tokens -= charge.tokens
+        if charge is self.probe:
+            self.probe = None
+
+    def _close(self, charge: Charge) -> None:
+        if charge.state == "ended":
+            raise RuntimeError("this reservation has ended already; it ends exactly once")
+        charge.state = "ended"
+        self._in_flight -= 1
+
+    def refuse(self, now: float, charge: Charge, refusal: Refusal) -> Lesson:
+        """End a reservation that the gateway refused, and learn from what it said.
+
+        Its tokens leave TPM and TPD, its request stays counted in RPM: Kimi counts attempts. A stated limit
+        below ours is adopted. ``current`` above what we know is somebody else's usage: booked as of now, the
+        latest moment at which it can have been spent.
+        """
+        if charge.state == "pending":
+            self.sent(now, charge)
+        self._minute.expire(now)
+        self._day.expire(now)
+        adopted = self._adopt(refusal)
+        foreign = self._book_foreign(now, refusal)
+        explained = foreign > 0 or self._over(refusal.budget)
+        self._close(charge)
+        self._minute.retract(now, charge.minute_entry, charge.tokens)
+        self._day.retract(now, charge.day_entry, charge.tokens)
+        if charge is self.probe:
+            self.probe = None
+        if refusal.budget == "tpd" and refusal.retry_after:
+            self._pauses["tpd"] = now + refusal.retry_after
+        return Lesson(explained, adopted, foreign)
+
+    def _adopt(self, refusal: Refusal) -> int | None:
+        if refusal.budget is None or not refusal.limit:
+            return None
+        configured = getattr(self._limits, refusal.budget)
+        if configured is not None and refusal.limit >= configured:
+            return None
+        self.limits = self._limits.with_limit(refusal.budget, refusal.limit)
+        return refusal.limit
+
+    def _book_foreign(self, now: float, refusal: Refusal) -> int:
+        if refusal.current is None or refusal.budget not in {"tpm", "tpd"}:
+            return 0
+        log = self._minute if refusal.budget == "tpm" else self._day
+        foreign = max(refusal.current - log.tokens, 0)
+        if foreign:
+            log.add(now, 0, foreign)
+        return foreign
+
+    def _over(self, budget: Budget | None) -> bool:
+        """Whether our own books hold a budget to be exceeded, the refused request included."""
+        if budget == "concurrency":
+            return self._in_flight > self._slots
+        if budget == "rpm":
+            return self._minute.requests > self._rpm
+        if budget == "tpm":
+            return self._minute.tokens > self._tpm
+        return self._day.tokens > self._tpd
+
+    def pause(self, now: float, charge: Charge, refusal: Refusal) -> float:
+        """Close a budget whose refusal our books do not explain; the seconds it stays closed.
+
+        As long as the gateway asks for, doubled while probes are refused, up to the whole window. Refusals of
+        requests that were under way when the pause began say nothing new. RPM and TPM widen the guard too.
+        """
+        budget = refusal.budget
+        if budget is None:
+            return 0.0
+        if charge.round < self._round and budget in self._pauses:
+            return max(self._pauses[budget] - now, 0.0)
+        longest = self._limits.minute + self.guard
+        seconds = min((refusal.retry_after or self._limits.minute / 60) * 2.0**self._streak, longest)
+        self._pauses[budget] = now + seconds
+        self._streak += 1
+        self._round += 1
+        if budget in {"rpm", "tpm"}:
+            self._set_guard(min(2 * self.guard, MAX_GUARD * self._limits.minute))
+            self._quiet_at = now + self._limits.minute
+        return seconds
+
+    def _relax_guard(self, now: float) -> None:
+        """Halve a widened guard after each minute without an unexplained refusal."""
+        least = GUARD * self._limits.minute
+        self._set_guard(max(self.guard / 2, least))
+        self._quiet_at = now + self._limits.minute if self.guard > least else math.inf
+
+    def _set_guard(self, guard: float) -> None:
+        self.guard = guard
+        self._minute.span = self._limits.minute + guard
+        self._minute.due = -math.inf
+
+    def usage(self, now: float) -> Usage:
+        """How much of each budget is taken."""
+        self._minute.expire(now)
+        self._day.expire(now)
+        limits, pending = self._limits, self._pending_tokens
+        return Usage(
+            concurrency=BudgetUsage(self._in_flight, limits.concurrency),
+            rpm=BudgetUsage(self._minute.requests + self._pending, limits.rpm),
+            tpm=BudgetUsage(self._minute.tokens + pending, limits.tpm),
+            tpd=BudgetUsage(self._day.tokens + pending, limits.tpd),
+            guard=self.guard,
+        )
+
+    def forecast(self, now: float) -> "Forecast":
+        """When costs that join the line now would be admitted."""
+        twin = Budgets(self._limits.with_limit("concurrency", None))
+        twin._set_guard(self.guard)
+        twin._minute, twin._day = self._minute.copy(), self._day.copy()
+        for log in (twin._minute, twin._day):
+            log.expire(now)
+            log.add(now, self._pending, self._pending_tokens)
+        return Forecast(twin, now, max([now, *self._pauses.values()]))
+
+
+class Forecast:
+    """Admission times of costs that come one after the other, as if slots were free.
+
+    It replays the rule itself on a copy of the books. What waits for a slot waits longer, so it is a lower bound,
+    exact wherever RPM, TPM or TPD bind.
+    """
+
+    def __init__(self, books: Budgets, now: float, earliest: float) -> None:
+        self._books = books
+        self._now = now
+        self._at = earliest
+
+    def admit(self, cost: Cost) -> Denial:
+        """How long the next cost waits, in seconds from the forecast's beginning, and what for in the end."""
+        reason: Budget | Literal["probe"] = "concurrency"
+        while isinstance(verdict := self._books.reserve(self._at, cost), Denial):
+            reason = verdict.reason
+            self._at += verdict.wait
+        self._books.sent(self._at, verdict)
+        return Denial(reason, self._at - self._now)

@@ -1,0 +1,87 @@
+"""Where an account's reservations are recorded.
+
+A ledger keeps one account's books and owns the clock: only durations leave it. ``reserve`` takes all budgets or
+none, in one step. Everything that a limiter asks of it is on this screen.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from kimi_async.budgets import Charge, Denial, Lesson
+from kimi_async.errors import ConfigurationError
+from kimi_async.limits import Cost, RateLimits, Usage
+from kimi_async.refusal import Refusal
+
+__all__ = ["Charge", "Denial", "Ledger", "Lesson", "OnRoom", "open_ledger"]
+
+
+class OnRoom(Protocol):
+    """What a ledger calls when room came back; ``slot_only`` if it was a slot and nothing else."""
+
+    def __call__(self, *, slot_only: bool) -> None:
+        """Room came back."""
+
+
+class Ledger(Protocol):
+    """The books of one account. All durations are in seconds."""
+
+    @property
+    def limits(self) -> RateLimits:
+        """The limits in force: those configured, lowered by what refusals taught."""
+
+    def configure(self, limits: RateLimits) -> None:
+        """Set the account's limits; raises ConfigurationError where others are set already."""
+
+    def subscribe(self, on_room: OnRoom) -> None:
+        """Call ``on_room`` whenever there may be room sooner than the last denial said, until unsubscribed."""
+
+    def unsubscribe(self, on_room: OnRoom) -> None:
+        """Call it no longer."""
+
+    def reserve(self, cost: Cost) -> Charge | Denial:
+        """Take all four budgets, or none and say what is missing and for how long."""
+
+    def sent(self, charge: Charge) -> None:
+        """The request has been written: from now on it counts in the window."""
+
+    def end(self, charge: Charge, *, answered: bool) -> None:
+        """Give the slot back; ``answered`` if the gateway let the request in."""
+
+    def cancel(self, charge: Charge) -> None:
+        """Give everything back; only before the request was sent."""
+
+    def refuse(self, charge: Charge, refusal: Refusal) -> Lesson:
+        """End a refused reservation and learn from the refusal."""
+
+    def pause(self, charge: Charge, refusal: Refusal) -> float:
+        """Close a budget for a while; returns for how long."""
+
+    def forecast(self, costs: Iterable[Cost]) -> Callable[[Cost], Denial]:
+        """A function that says how long each further cost, in line behind ``costs``, would wait."""
+
+    def usage(self) -> Usage:
+        """How much of each budget is taken."""
+
+
+async def open_ledger(url: str) -> Ledger:
+    """Open the ledger that a URL names.
+
+    Args:
+        url: ``"memory:"``, the books of this process, forgotten when it ends.
+
+    Raises:
+        ConfigurationError: no such kind of ledger.
+    """
+    from .memory import MemoryLedger  # noqa: PLC0415 - it imports this module
+
+    kinds: dict[str, Callable[[], Ledger]] = {"memory": MemoryLedger}
+    scheme, colon, rest = url.partition(":")
+    if scheme not in kinds or not colon or rest:
+        known = ", ".join(f"{kind}:" for kind in kinds)
+        raise ConfigurationError(f"no ledger is called {_without_password(url)!r}; there is {known}")
+    return kinds[scheme]()
+
+
+def _without_password(url: str) -> str:
+    before, at, host = url.rpartition("@")
+    return f"{before.partition('://')[0]}://…@{host}" if at else url

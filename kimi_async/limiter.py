@@ -1,0 +1,374 @@
+"""The limiter: a line of requests before an account's budgets."""
+
+import asyncio
+import math
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from itertools import count
+from types import TracebackType
+from typing import Literal
+
+from .budgets import MAX_GUARD, WINDOWED
+from .errors import DailyBudgetExhausted, RequestTooLarge, WaitTooLong
+from .events import EventHook, ForeignUsage, LimitAdopted, Refused, log_event
+from .ledger import Charge, Denial, Ledger
+from .ledger.memory import MemoryLedger
+from .limits import Cost, RateLimits, Usage
+from .line import Line, Waiter
+from .pace import Pace
+from .refusal import Refusal
+
+
+class Reservation:
+    """A cost held against the budgets, from admission to exactly one ending.
+
+    Call ``sent`` when the request has been written to its connection; the budgets count it from that moment.
+    Then one of ``end``, ``refused``, or, only before it was sent, ``cancel``, which gives everything back.
+
+    Attributes:
+        cost: what is held.
+        place: the place in line that it came from; hand it to ``acquire`` to stand there again.
+    """
+
+    __slots__ = ("_charge", "_limiter", "cost", "place")
+
+    def __init__(self, limiter: "RateLimiter", charge: Charge, cost: Cost, place: int) -> None:
+        self._limiter = limiter
+        self._charge = charge
+        self.cost = cost
+        self.place = place
+
+    @property
+    def state(self) -> Literal["pending", "sent", "ended"]:
+        """``"pending"`` until the request was sent, then ``"sent"``, and ``"ended"`` after its one ending."""
+        return self._charge.state
+
+    def sent(self) -> None:
+        """The request has left. Raises RuntimeError when called again, or after the ending."""
+        self._limiter.ledger.sent(self._charge)
+
+    def cancel(self) -> None:
+        """Give everything back: the request was never sent. Raises RuntimeError if it was, or has ended."""
+        self._limiter.ledger.cancel(self._charge)
+
+    def end(self, *, answered: bool = True) -> None:
+        """Give the slot back; the tokens stay charged, as they do at the gateway.
+
+        One never marked sent counts as sent now, the cautious ending. ``answered`` says whether the gateway let
+        the request in, as far as is known. Raises RuntimeError if the reservation has ended already.
+        """
+        self._limiter.ledger.end(self._charge, answered=answered)
+
+    def refused(self, refusal: Refusal) -> None:
+        """End it as refused by the gateway, and let the ledger learn why."""
+        self._limiter._refused(self._charge, refusal)  # noqa: SLF001 - a reservation is the limiter's own handle
+
+    def __repr__(self) -> str:
+        return f"<Reservation of {self.cost.tokens:,} tokens, {self.state}>"
+
+
+class Acquisition:
+    """What ``acquire`` returns: ``async with`` it for a block, or ``await`` it for the bare reservation."""
+
+    __slots__ = ("_cost", "_limiter", "_max_wait", "_place", "_reservation")
+
+    def __init__(self, limiter: "RateLimiter", cost: Cost, max_wait: float | None, place: int | None) -> None:
+        self._limiter = limiter
+        self._cost = cost
+        self._max_wait = max_wait
+        self._place = place
+
+    def __await__(self) -> Generator[object, None, Reservation]:
+        return self._limiter._admit(self._cost, self._max_wait, self._place).__await__()  # noqa: SLF001
+
+    async def __aenter__(self) -> Reservation:
+        limiter = self._limiter
+        # Twice what _admit does, to spare the uncontended case a coroutine.
+        reservation = limiter._try(self._cost, self._place)  # noqa: SLF001
+        self._reservation = reservation or await self
+        return self._reservation
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._reservation.state != "ended":
+            self._reservation.end(answered=kind is None)
+
+
+class RateLimiter:
+    """Lets requests through as fast as an account's four budgets allow, and never faster.
+
+    ::
+
+        limiter = RateLimiter(RateLimits(concurrency=50, rpm=200, tpm=128_000))
+        async with limiter.acquire(Cost(prompt_tokens=210, max_tokens=512)) as reservation:
+            ...                    # write the request
+            reservation.sent()     # its minute begins here
+            ...                    # read the answer; the slot comes back when the block ends
+
+    Three verbs differ only where there is no room: ``try_acquire`` returns None, ``wait_time`` says for how long,
+    ``acquire`` waits.
+
+    **What is counted.** Slots in use, requests and tokens of the last minute, tokens of the day. A cost takes all
+    four in one step or none, so nobody holds a slot while waiting for tokens or tokens while waiting for a slot.
+    The windows slide and are exact; ``kimi_async.budgets`` has the rule and its proof.
+
+    **Order.** First come, first served, whatever a request costs: a newcomer stands in line behind those who wait
+    even if it would fit. Only the head of the line has a timer, set for the moment at which it fits.
+
+    **When a budget is empty** ``acquire`` waits, unless the wait would exceed ``max_wait``: that is refused before
+    it begins, with the numbers. A request that no wait can make fit raises RequestTooLarge at once. An exhausted
+    day raises DailyBudgetExhausted, for nobody wants to wait silently for hours.
+
+    **Smoothing.** ``pace="smooth"`` spreads what a window would let out in one instant over a twentieth of the
+    minute; ``pace="even"`` spaces requests at ``minute / rpm``, for gateways that refuse bursts.
+
+    **Cancellation** is safe at every await: a waiter that goes gives back what it had, and the next moves up.
+    Nothing runs in the background, so there is nothing to close. Use one limiter on one event loop.
+
+    Args:
+        limits: what the account may do.
+        ledger: where reservations are recorded; the memory of this process by default.
+        pace: see above.
+        on_event: receives what refusals taught; by default they are logged.
+    """
+
+    def __init__(
+        self,
+        limits: RateLimits,
+        *,
+        ledger: Ledger | None = None,
+        pace: Literal["smooth", "even"] = "smooth",
+        on_event: EventHook = log_event,
+    ) -> None:
+        self.ledger: Ledger = MemoryLedger() if ledger is None else ledger
+        self.ledger.configure(limits)
+        self._pace_mode = pace
+        self._pace = Pace(limits, pace)
+        self._on_event = on_event
+        self._line = Line()
+        self._places = count()
+        self._denial: Denial | None = None
+        self._denied_until = 0.0
+        self._forecast: Callable[[Cost], Denial] | None = None
+        self._forecast_from = 0.0
+
+    @property
+    def limits(self) -> RateLimits:
+        """The limits in force: those configured, lowered by what refusals taught."""
+        return self.ledger.limits
+
+    def try_acquire(self, cost: Cost) -> Reservation | None:
+        """A reservation if there is room now and nobody waits, else None.
+
+        Raises:
+            RequestTooLarge: there will never be room.
+        """
+        reservation = self._try(cost, None)
+        if reservation is None:
+            self._refuse_impossible(cost)
+        return reservation
+
+    def acquire(self, cost: Cost, *, max_wait: float | None = None, place: int | None = None) -> Acquisition:
+        """Wait for room, in line; use it with ``async with``, or ``await`` it.
+
+        Args:
+            cost: what the request takes.
+            max_wait: seconds that the wait may last; None waits as long as it takes, but no longer than a minute
+                for the budget of the day.
+            place: the place of a reservation that was refused, to go back to it.
+
+        Raises:
+            RequestTooLarge: there will never be room.
+            WaitTooLong: there will be none in time, known beforehand where the ledger can tell.
+            DailyBudgetExhausted: the tokens of the day are spent.
+        """
+        return Acquisition(self, cost, max_wait, place)
+
+    async def wait_time(self, cost: Cost) -> float:
+        """Seconds that ``acquire`` of this cost would wait, were it called now and were slots free by then.
+
+        Smoothing may add up to ``SMOOTH`` of a minute to it.
+
+        Raises:
+            RequestTooLarge: there will never be room.
+        """
+        self._refuse_impossible(cost)
+        return self._forecast_line()(cost).wait
+
+    def usage(self) -> Usage:
+        """A snapshot of the four budgets and of the line."""
+        usage = self.ledger.usage()
+        if not self._line or self._denial is None:
+            return replace(usage, waiting=len(self._line))
+        left = self._denied_until - asyncio.get_running_loop().time()
+        next_in = None if math.isinf(left) else max(left, 0.0)
+        return replace(usage, waiting=len(self._line), binding=self._denial.reason, next_in=next_in)
+
+    def __repr__(self) -> str:
+        return f"<RateLimiter {self.usage()}>"
+
+    # -- admission --------------------------------------------------------------------------------------------
+
+    def _try(self, cost: Cost, place: int | None) -> Reservation | None:
+        if self._line.head is not None or not self._pace.take():
+            return None
+        verdict = self.ledger.reserve(cost)
+        if isinstance(verdict, Denial):
+            self._pace.put_back()
+            return None
+        return Reservation(self, verdict, cost, next(self._places) if place is None else place)
+
+    async def _admit(self, cost: Cost, max_wait: float | None, place: int | None) -> Reservation:
+        if reservation := self._try(cost, place):
+            return reservation
+        self._refuse_impossible(cost)
+        self._refuse_long_wait(cost, max_wait)
+        waiter = Waiter(next(self._places) if place is None else place, cost)
+        self._join(waiter)
+        try:
+            async with asyncio.timeout(max_wait):
+                charge = await self._turn(waiter, max_wait)
+        except TimeoutError as exc:
+            raise self._too_late(max_wait or 0.0) from exc
+        finally:
+            self._leave(waiter)
+        return Reservation(self, charge, cost, waiter.place)
+
+    def _join(self, waiter: Waiter) -> None:
+        if self._line.head is None:
+            self.ledger.subscribe(self._on_room)
+        self._line.join(waiter)
+
+    def _leave(self, waiter: Waiter) -> None:
+        if not waiter.admitted:
+            self._forecast = None  # it had counted on this one
+        self._line.leave(waiter)
+        if self._line.head is None:
+            self.ledger.unsubscribe(self._on_room)
+
+    async def _turn(self, waiter: Waiter, max_wait: float | None) -> Charge:
+        """Sleep until the waiter is the head, there is room, and the pace lets it go."""
+        while True:
+            if waiter is not self._line.head:
+                await waiter.sleep()
+                continue
+            self._refuse_impossible(waiter.cost)
+            verdict = self.ledger.reserve(waiter.cost)
+            if isinstance(verdict, Charge):
+                break
+            self._refuse_exhausted_day(verdict, max_wait)
+            await self._sleep_until_room(waiter, verdict)
+        self._denial = None
+        waiter.admitted = True
+        try:
+            await self._pace.wait()
+        except BaseException:
+            self.ledger.cancel(verdict)
+            raise
+        return verdict
+
+    async def _sleep_until_room(self, waiter: Waiter, denial: Denial) -> None:
+        loop = asyncio.get_running_loop()
+        self._denial = denial
+        self._denied_until = loop.time() + denial.wait
+        timer = None if math.isinf(denial.wait) else loop.call_at(self._denied_until, waiter.wake)
+        try:
+            await waiter.sleep()
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _on_room(self, *, slot_only: bool) -> None:
+        """Room came back sooner than the clock brings it; a slot alone is no help to a head that needs tokens."""
+        if not slot_only:
+            self._forecast = None
+        head = self._line.head
+        if head is None or (slot_only and self._denial is not None and self._denial.reason in WINDOWED):
+            return
+        head.wake()
+
+    # -- what happens to a reservation ------------------------------------------------------------------------
+
+    def _refused(self, charge: Charge, refusal: Refusal) -> None:
+        configured = self.limits
+        lesson = self.ledger.refuse(charge, refusal)
+        budget = refusal.budget
+        if budget is None:
+            return
+        pause = 0.0
+        if not lesson.explained and not (budget == "rpm" and self._pace.slow()):
+            pause = self.ledger.pause(charge, refusal)
+        if lesson.adopted is not None:
+            if budget == "rpm":
+                self._pace = Pace(self.limits, self._pace_mode)
+            self._on_event(LimitAdopted(budget, getattr(configured, budget), lesson.adopted))
+        if lesson.foreign:
+            self._on_event(ForeignUsage(budget, lesson.foreign))
+        self._on_event(Refused(budget, lesson.explained, pause))
+
+    # -- what is refused at once ------------------------------------------------------------------------------
+
+    def _refuse_impossible(self, cost: Cost) -> None:
+        limits = self.ledger.limits
+        tokens = cost.tokens
+        if limits.tpm is not None and tokens > limits.tpm:
+            raise _too_large(cost, "tpm", limits.tpm)
+        if limits.tpd is not None and tokens > limits.tpd:
+            raise _too_large(cost, "tpd", limits.tpd)
+
+    def _refuse_long_wait(self, cost: Cost, max_wait: float | None) -> None:
+        """Refuse what cannot be served in time; keep the forecast in step with the line that the cost joins."""
+        if self._line.head is None:
+            self._forecast = None
+        if max_wait is None and self._forecast is None:
+            return
+        now = asyncio.get_running_loop().time()
+        if self._forecast is None:
+            self._forecast, self._forecast_from = self._forecast_line(), now
+        reason, wait = self._forecast(cost)
+        wait -= now - self._forecast_from
+        if max_wait is None or wait <= max_wait:
+            return
+        self._forecast = None
+        self._refuse_exhausted_day(Denial(reason, wait), max_wait)
+        raise WaitTooLong(
+            f"{cost.tokens:,} tokens would wait {wait:.1f} s for {reason}; max_wait is {max_wait:g} s",
+            wait=wait,
+            max_wait=max_wait,
+            budget=reason,
+        )
+
+    def _forecast_line(self) -> Callable[[Cost], Denial]:
+        return self.ledger.forecast(waiter.cost for waiter in self._line if not waiter.admitted)
+
+    def _refuse_exhausted_day(self, denial: Denial, max_wait: float | None) -> None:
+        patience = self.limits.minute * (1 + MAX_GUARD) if max_wait is None else max_wait
+        if denial.reason == "tpd" and denial.wait > patience:
+            raise DailyBudgetExhausted(
+                f"the day's {self.limits.tpd:,} tokens are spent; this request fits in {_clock(denial.wait)}",
+                resets_in=denial.wait,
+            )
+
+    def _too_late(self, max_wait: float) -> WaitTooLong:
+        budget = "concurrency" if self._denial is None else self._denial.reason
+        return WaitTooLong(
+            f"still in line for {budget} after {max_wait:g} s", wait=max_wait, max_wait=max_wait, budget=budget
+        )
+
+
+def _too_large(cost: Cost, budget: Literal["tpm", "tpd"], limit: int) -> RequestTooLarge:
+    room = max(limit - cost.prompt_tokens, 0) // cost.n
+    remedy = f"lower max_tokens to at most {room:,}" if room else "shorten the prompt"
+    return RequestTooLarge(
+        f"needs {cost.tokens:,} tokens ({cost.prompt_tokens:,} of prompt + {cost.n} x {cost.max_tokens:,} max_tokens); "
+        f"{budget.upper()} is {limit:,}: {remedy}",
+        needed=cost.tokens,
+        limit=limit,
+        budget=budget,
+    )
+
+
+def _clock(seconds: float) -> str:
+    hours, rest = divmod(math.ceil(seconds), 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}"

@@ -1,0 +1,45 @@
+"""A mock of Kimi's gateway: a real HTTP server that refuses, charges and fails like the real one.
+
+It checks the limits on its side, so that a test or a benchmark can ask it whether they were ever exceeded::
+
+    from kimi_async import RateLimits
+    from kimi_async.mock import MockSettings, running
+
+    settings = MockSettings(limits=RateLimits(concurrency=10, rpm=600, tpm=500_000, minute=2.0))
+    async with running(settings) as base_url:
+        ...  # any client; then GET {base_url}/stats
+
+======== ==============================================================================
+policies how a limit is counted over time: sliding, fixed, bucket, gcra; pure arithmetic
+account  the four limits in one atomic decision, and the peaks that prove they held
+faults   what goes wrong, how often
+fate     what an admitted request gets, drawn from its body
+settings all of that as one frozen value
+requests a body, read and validated
+answers  Kimi's words, as bytes
+gateway  the ASGI application
+server   on a socket: ``serve`` blocks, ``running`` shares a loop, ``spawn`` starts a process
+======== ==============================================================================
+
+Not covered: streaming, files, batches, thinking, tool calls. Images count what the token counter says.
+"""
+
+from .account import Account, AccountStats, Refusal
+from .faults import Faults
+from .gateway import Gateway
+from .policies import Policy
+from .server import running, serve, spawn
+from .settings import MockSettings
+
+__all__ = [
+    "Account",
+    "AccountStats",
+    "Faults",
+    "Gateway",
+    "MockSettings",
+    "Policy",
+    "Refusal",
+    "running",
+    "serve",
+    "spawn",
+]

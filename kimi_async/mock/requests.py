@@ -1,0 +1,108 @@
+"""What the gateway reads: a chat completion request and its cost, or the error that Kimi would answer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import from_json
+
+from kimi_async import models
+from kimi_async.limits import Cost
+
+CountPrompt = Callable[[list[dict[str, Any]], list[dict[str, Any]] | None, str], int]
+"""Tokens of messages and tools as that model counts them, its chat template included."""
+
+_MOST_CHOICES = 5
+
+
+class InvalidRequest(Exception):
+    """A request that gets an error before any budget is looked at.
+
+    Attributes:
+        status: of the answer.
+        kind: ``error.type`` of the answer.
+    """
+
+    def __init__(self, message: str, *, status: int = 400, kind: str = "invalid_request_error") -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """What matters of a valid request. ``max_tokens`` is the model's default where the body has none."""
+
+    model: str
+    prompt_tokens: int
+    max_tokens: int
+    n: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the gateway charges."""
+        return Cost(self.prompt_tokens, self.max_tokens, self.n).tokens
+
+
+def parse_prompt(body: bytes) -> dict[str, Any]:
+    """The body as JSON that has a model and messages.
+
+    Raises:
+        InvalidRequest: 400.
+    """
+    try:
+        parsed = from_json(body)
+    except ValueError as exc:
+        raise InvalidRequest(f"Invalid request: failed to parse the body as JSON: {exc}") from exc
+    if not isinstance(parsed, dict):
+        raise InvalidRequest("Invalid request: the body must be a JSON object")
+    if not isinstance(parsed.get("model"), str):
+        raise InvalidRequest("Invalid request: model is required")
+    messages = parsed.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise InvalidRequest("Invalid request: messages must be a list with at least one message")
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise InvalidRequest("Invalid request: every message must be an object with a role")
+    return parsed
+
+
+def parse_chat(body: bytes, count_prompt: CountPrompt, *, serve_retired: bool) -> ChatRequest:
+    """A chat completion request, with its prompt counted.
+
+    Raises:
+        InvalidRequest: 400 for a body that makes no sense or does not fit the model, 404 for the model.
+    """
+    parsed = parse_prompt(body)
+    name = parsed["model"]
+    model = models.find(name)
+    if model is None or (model.retired is not None and not serve_retired):
+        raise InvalidRequest(
+            f"Not found the model {name} or Permission denied", status=404, kind="resource_not_found_error"
+        )
+    if parsed.get("stream"):
+        raise InvalidRequest("Invalid request: this mock gateway does not stream; leave stream out")
+    n = _whole(parsed, "n", most=_MOST_CHOICES) or 1
+    prompt_tokens = count_prompt(parsed["messages"], parsed.get("tools"), name)
+    if prompt_tokens >= model.context:
+        raise InvalidRequest("Input token length too long")
+    max_tokens = _whole(parsed, "max_completion_tokens") or _whole(parsed, "max_tokens")
+    if max_tokens is None:
+        max_tokens = models.default_max_tokens(name, prompt_tokens)
+    if prompt_tokens + max_tokens > model.context:
+        raise InvalidRequest(
+            f"Invalid request: Your request exceeded model token limit: {model.context} "
+            f"(requested: {prompt_tokens + max_tokens})"
+        )
+    return ChatRequest(name, prompt_tokens, max_tokens, n)
+
+
+def _whole(parsed: dict[str, Any], name: str, most: int | None = None) -> int | None:
+    value = parsed.get(name)
+    if value is None:
+        return None
+    # JSON's true is an int to Python.
+    if type(value) is not int or value < 1 or (most is not None and value > most):
+        upper = "" if most is None else f" and at most {most}"
+        raise InvalidRequest(f"Invalid request: {name} must be an integer of at least 1{upper}")
+    return value

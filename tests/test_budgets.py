@@ -1,0 +1,309 @@
+"""The rule of admission, told as rows of (time, what happens, outcome)."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kimi_async.budgets import GUARD, Budgets, Charge, Denial
+from kimi_async.limits import Cost, RateLimits
+from kimi_async.refusal import Refusal
+
+MINUTE = 60 * (1 + GUARD)
+
+
+def send(books, now, tokens=10):
+    """Admit and send at once."""
+    charge = books.reserve(now, Cost(tokens))
+    assert isinstance(charge, Charge)
+    books.sent(now, charge)
+    return charge
+
+
+def test_rpm_boundary():
+    """Three a minute: the fourth waits until the first is a minute and a guard old."""
+    books = Budgets(RateLimits(rpm=3))
+    for now in (0.0, 1.0, 2.0):
+        send(books, now)
+    assert books.reserve(10.0, Cost(10)) == Denial("rpm", pytest.approx(MINUTE - 10))
+    assert isinstance(books.reserve(MINUTE - 0.001, Cost(10)), Denial)
+    assert isinstance(books.reserve(MINUTE, Cost(10)), Charge)
+
+
+@pytest.mark.parametrize(("tokens", "fits"), [(120, True), (121, False)])
+def test_tpm_boundary(tokens, fits):
+    """1,000 a minute with 880 taken: 120 fit, 121 do not."""
+    books = Budgets(RateLimits(tpm=1000))
+    send(books, 0.0, 880)
+    assert isinstance(books.reserve(1.0, Cost(tokens)), Charge) is fits
+
+
+def test_tpd_boundary():
+    """The day's tokens leave after a day, a whole minute bucket at a time."""
+    books = Budgets(RateLimits(tpd=1000))
+    send(books, 0.0, 1000)
+    denial = books.reserve(3600.0, Cost(1))
+    assert denial.reason == "tpd"
+    assert denial.wait == pytest.approx(86_400 + GUARD * 60 - 3600)
+
+
+def test_a_slot_is_held_from_admission_to_the_end():
+    """Pending and sent alike use a slot; no clock brings it back."""
+    books = Budgets(RateLimits(concurrency=1))
+    charge = books.reserve(0.0, Cost(10))
+    assert books.reserve(0.0, Cost(10)) == Denial("concurrency", math.inf)
+    books.sent(1.0, charge)
+    assert books.reserve(500.0, Cost(10)) == Denial("concurrency", math.inf)
+    books.end(charge, answered=True)
+    assert isinstance(books.reserve(500.0, Cost(10)), Charge)
+
+
+def test_pending_requests_count_however_long_they_connect():
+    """A request still connecting after two minutes has its whole minute before it."""
+    books = Budgets(RateLimits(rpm=1))
+    charge = books.reserve(0.0, Cost(10))
+    assert isinstance(books.reserve(120.0, Cost(10)), Denial)
+    books.sent(130.0, charge)
+    assert books.reserve(140.0, Cost(10)).wait == pytest.approx(MINUTE - 10)
+
+
+def test_cancelling_before_sending_leaves_no_trace():
+    """Nothing of a cancelled reservation is left in any budget."""
+    books = Budgets(RateLimits(concurrency=1, rpm=1, tpm=10, tpd=10))
+    before = books.usage(0.0)
+    books.cancel(books.reserve(0.0, Cost(10)))
+    assert books.usage(0.0) == before
+
+
+@pytest.mark.parametrize("first", ["cancel", "end"])
+@pytest.mark.parametrize("second", ["cancel", "end", "sent"])
+def test_a_second_ending_is_a_programmers_error(first, second):
+    """Exactly one ending."""
+    books = Budgets(RateLimits())
+    charge = books.reserve(0.0, Cost(10))
+    act = {
+        "cancel": lambda: books.cancel(charge),
+        "end": lambda: books.end(charge, answered=True),
+        "sent": lambda: books.sent(0.0, charge),
+    }
+    if first == "end":
+        act["sent"]()
+    act[first]()
+    usage = books.usage(0.0)
+    with pytest.raises(RuntimeError, match="ended|sent"):
+        act[second]()
+    assert books.usage(0.0) == usage
+
+
+def test_all_four_budgets_or_none():
+    """A cost that fits three of four takes nothing of the three."""
+    books = Budgets(RateLimits(concurrency=5, rpm=5, tpm=100, tpd=5))
+    assert books.reserve(0.0, Cost(50)).reason == "tpd"
+    usage = books.usage(0.0)
+    assert (usage.concurrency.used, usage.rpm.used, usage.tpm.used, usage.tpd.used) == (0, 0, 0, 0)
+
+
+def test_the_longest_wait_is_the_one_named():
+    """TPM empties later than RPM: the denial names TPM."""
+    books = Budgets(RateLimits(rpm=2, tpm=100))
+    send(books, 0.0, 1)
+    send(books, 30.0, 99)
+    assert books.reserve(40.0, Cost(50)) == Denial("tpm", pytest.approx(30 + MINUTE - 40))
+
+
+# -- what refusals teach --------------------------------------------------------------------------------------
+
+
+def test_a_refused_requests_tokens_leave_but_its_request_stays():
+    """TPM and TPD forget it; RPM does not, for Kimi counts attempts."""
+    books = Budgets(RateLimits(rpm=10, tpm=1000, tpd=1000))
+    charge = send(books, 0.0, 400)
+    books.refuse(1.0, charge, Refusal("budget", "rpm"))
+    usage = books.usage(1.0)
+    assert (usage.concurrency.used, usage.rpm.used, usage.tpm.used, usage.tpd.used) == (0, 1, 0, 0)
+
+
+def test_current_above_ours_is_foreign_usage():
+    """We sent 400 of a limit of 1,000; the gateway counts 1,100 with ours: 700 are somebody else's."""
+    books = Budgets(RateLimits(tpm=1000))
+    charge = send(books, 0.0, 400)
+    lesson = books.refuse(1.0, charge, Refusal("budget", "tpm", limit=1000, current=1100))
+    assert (lesson.explained, lesson.foreign, lesson.adopted) == (True, 700, None)
+    assert isinstance(books.reserve(1.0, Cost(300)), Charge)
+    assert books.reserve(1.0, Cost(1)) == Denial("tpm", pytest.approx(MINUTE))
+
+
+def test_a_lower_limit_is_adopted_and_explains_the_refusal():
+    """Configured 20 RPM, the gateway says 3, and we sent 4: the books now explain it."""
+    books = Budgets(RateLimits(rpm=20))
+    charges = [send(books, float(second)) for second in range(4)]
+    lesson = books.refuse(4.0, charges[3], Refusal("budget", "rpm", limit=3, retry_after=1.0))
+    assert (lesson.adopted, lesson.explained) == (3, True)
+    assert books.limits.rpm == 3
+    assert books.reserve(5.0, Cost(10)).wait == pytest.approx(1 + MINUTE - 5)
+
+
+@pytest.mark.parametrize("limit", [20, 21])
+def test_a_limit_that_is_not_lower_is_not_adopted(limit):
+    """Whoever configured 20 wants no more than 20."""
+    books = Budgets(RateLimits(rpm=20))
+    lesson = books.refuse(0.0, send(books, 0.0), Refusal("budget", "rpm", limit=limit))
+    assert (lesson.adopted, lesson.explained, books.limits.rpm) == (None, False, 20)
+
+
+def test_pauses_double_up_to_a_window_while_probes_are_refused():
+    """retry_after 1 s, then 2, 4, ... and never more than a minute and its guard."""
+    books, refusal, now = Budgets(RateLimits(concurrency=9)), Refusal("budget", "concurrency", retry_after=1.0), 0.0
+    pauses = []
+    for _ in range(8):
+        charge = send(books, now)
+        books.refuse(now, charge, refusal)
+        pauses.append(books.pause(now, charge, refusal))
+        denial = books.reserve(now, Cost(1))
+        assert denial.reason == "concurrency"
+        now += denial.wait
+    assert pauses == [1, 2, 4, 8, 16, 32, pytest.approx(MINUTE), pytest.approx(MINUTE)]
+
+
+def test_refusals_of_one_burst_pause_once():
+    """Five requests under way when the pause began say nothing new."""
+    books, refusal = Budgets(RateLimits(concurrency=9)), Refusal("budget", "concurrency", retry_after=1.0)
+    burst = [send(books, 0.0) for _ in range(5)]
+    for charge in burst:
+        books.refuse(0.1, charge, refusal)
+        assert books.pause(0.1, charge, refusal) == pytest.approx(1.0)
+
+
+def paused(books):
+    """Refuse one request at time 0, for one second."""
+    refusal = Refusal("budget", "concurrency", retry_after=1.0)
+    charge = send(books, 0.0)
+    books.refuse(0.0, charge, refusal)
+    books.pause(0.0, charge, refusal)
+
+
+def test_after_a_pause_one_probe_goes_first():
+    """The others follow when its answer has come."""
+    books = Budgets(RateLimits(concurrency=9))
+    paused(books)
+    probe = books.reserve(1.0, Cost(1))
+    assert books.reserve(1.0, Cost(1)) == Denial("probe", math.inf)
+    books.sent(1.0, probe)
+    books.end(probe, answered=True)
+    assert isinstance(books.reserve(1.0, Cost(1)), Charge)
+
+
+def test_a_probe_that_meets_no_refusal_for_a_while_has_passed():
+    """Answers may take minutes, refusals come at once."""
+    books = Budgets(RateLimits(concurrency=9))
+    paused(books)
+    books.sent(1.0, books.reserve(1.0, Cost(1)))
+    assert books.reserve(1.2, Cost(1)) == Denial("probe", pytest.approx(1.0))
+    assert isinstance(books.reserve(2.2, Cost(1)), Charge)
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "failed"])
+def test_a_probe_without_an_answer_hands_over_to_the_next(ending):
+    """Cancelled before it left, or its connection broke: the next one probes, alone."""
+    books = Budgets(RateLimits(concurrency=9))
+    paused(books)
+    probe = books.reserve(1.0, Cost(1))
+    if ending == "cancelled":
+        books.cancel(probe)
+    else:
+        books.sent(1.0, probe)
+        books.end(probe, answered=False)
+    assert isinstance(books.reserve(1.0, Cost(1)), Charge)
+    assert books.reserve(1.0, Cost(1)).reason == "probe"
+
+
+def test_unexplained_refusals_widen_the_guard_and_quiet_minutes_narrow_it():
+    """0.3 s doubles up to 3 s; after each quiet minute it halves, back to 0.3."""
+    books, refusal, now, guards = Budgets(RateLimits(tpm=1000)), Refusal("budget", "tpm", retry_after=1.0), 0.0, []
+    for _ in range(5):
+        charge = send(books, now)
+        books.refuse(now, charge, refusal)
+        books.pause(now, charge, refusal)
+        guards.append(books.guard)
+        now += books.reserve(now, Cost(1)).wait
+    assert guards == pytest.approx([0.6, 1.2, 2.4, 3.0, 3.0])
+    for _ in range(10):
+        now += 61.0
+        books.reserve(now, Cost(1))
+    assert books.guard == pytest.approx(0.3)
+
+
+def test_the_guard_never_exceeds_a_twentieth():
+    """Refusals in quick succession stop widening it at 3 s."""
+    books, refusal = Budgets(RateLimits(tpm=1000)), Refusal("budget", "tpm", retry_after=0.001)
+    now = 0.0
+    for _ in range(8):
+        charge = send(books, now)
+        books.refuse(now, charge, refusal)
+        books.pause(now, charge, refusal)
+        now += 1.0
+    assert books.guard == pytest.approx(3.0)
+
+
+# -- properties -----------------------------------------------------------------------------------------------
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["arrive", "send", "end", "cancel"]),
+        st.floats(0.0, 30.0),
+        st.integers(1, 400),
+        st.floats(0.0, GUARD * 60),
+    ),
+    max_size=120,
+)
+
+
+@settings(max_examples=300)
+@given(STEPS)
+def test_no_sliding_minute_at_the_gateway_exceeds_a_limit(steps):
+    """Whatever arrives, is sent, ends or is cancelled when, with delays that vary up to the guard."""
+    limits = RateLimits(concurrency=6, rpm=5, tpm=1000)
+    books, now, pending, sent, arrivals = Budgets(limits), 0.0, [], [], []
+    for action, gap, tokens, delay in steps:
+        now += gap
+        if action == "arrive":
+            verdict = books.reserve(now, Cost(tokens))
+            if isinstance(verdict, Charge):
+                pending.append(verdict)
+        elif action == "send" and pending:
+            charge = pending.pop(tokens % len(pending))
+            books.sent(now, charge)
+            sent.append(charge)
+            arrivals.append((now + delay, charge.tokens))
+        elif action == "end" and sent:
+            books.end(sent.pop(tokens % len(sent)), answered=True)
+        elif action == "cancel" and pending:
+            books.cancel(pending.pop(tokens % len(pending)))
+        assert len(pending) + len(sent) <= limits.concurrency
+    for end, _ in arrivals:
+        window = [tokens for at, tokens in arrivals if end - 60.0 < at <= end]
+        assert len(window) <= limits.rpm
+        assert sum(window) <= limits.tpm
+
+
+@settings(max_examples=300)
+@given(STEPS)
+def test_a_denial_names_the_first_moment_at_which_the_cost_fits(steps):
+    """Just before it does not fit; at that moment it does: no capacity is lost."""
+    books, now, pending = Budgets(RateLimits(rpm=5, tpm=1000, tpd=5000, day=600.0)), 0.0, []
+    for action, gap, tokens, _ in steps:
+        now += gap
+        if action == "send" and pending:
+            books.sent(now, pending.pop())
+        elif action == "arrive":
+            verdict = books.reserve(now, Cost(tokens))
+            if isinstance(verdict, Charge):
+                pending.append(verdict)
+            elif not pending:
+                twin = books.forecast(now)._books
+                assert isinstance(twin.reserve(now + verdict.wait * 0.999, Cost(tokens)), Denial)
+                now += verdict.wait
+                admitted = books.reserve(now, Cost(tokens))
+                assert isinstance(admitted, Charge)
+                pending.append(admitted)

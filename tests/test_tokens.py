@@ -1,0 +1,486 @@
+import asyncio
+import base64
+import hashlib
+import subprocess
+import sys
+import threading
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from kimi_async import tokens
+from kimi_async.errors import ConfigurationError, RequestTooLarge
+from kimi_async.events import VocabularyMissing
+from kimi_async.limits import Cost
+from kimi_async.models import VIDEO_TOKENS
+from kimi_async.tokens import TokenCounter
+
+OFFICIAL_SHA256 = "b6c497a7469b33ced9c38afb1ad6e47f03f5e5dc05f15930799210ec050c5103"
+KIMI = (
+    "你是 Kimi，由 Moonshot AI 提供的人工智能助手，你更擅长中文和英文的对话。你会为用户提供安全，有帮助，准确的回答。"
+    "同时，你会拒绝一切涉及恐怖主义，种族歧视，黄色暴力等问题的回答。Moonshot AI 为专有名词，不可翻译成其他语言。"
+)
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory):
+    """One for all tests, so that only one of them packs the vocabulary."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def loaded(cache_dir):
+    """A counter for properties, which hypothesis lets use no fixture of a single test."""
+    counter = TokenCounter(cache_dir=cache_dir)
+    counter.load_now()
+    return counter
+
+
+@pytest.fixture
+def counter(loaded, cache_dir):
+    """A counter of its own; the process has the encoding already."""
+    counter = TokenCounter(cache_dir=cache_dir)
+    counter.load_now()
+    return counter
+
+
+@pytest.fixture
+def fresh_process(monkeypatch):
+    """As if no counter had loaded anything yet."""
+    monkeypatch.setattr(tokens, "_encodings", {})
+
+
+@pytest.fixture
+def no_vocabulary(fresh_process, monkeypatch):
+    """A platform for which splintr-rs has no wheel."""
+    monkeypatch.setitem(sys.modules, "splintr", None)
+
+
+def user(content):
+    """A message."""
+    return {"role": "user", "content": content}
+
+
+# The vocabulary
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("", 0),
+        ("What's", 1),
+        ("can't", 1),
+        ("1234567890", 4),
+        ("中文abc", 2),
+        ("<|im_end|>", 6),  # a special token's name in a text is text
+    ],
+)
+def test_counts_are_those_published(counter, text, count):
+    """Vectors of Kimi's tokenizer, quoted in public."""
+    assert counter.count(text) == count
+
+
+def test_the_packed_vocabulary_is_the_official_one(counter):
+    """Written in tiktoken's format, it has the digest of Moonshot's tiktoken.model."""
+    ranks = tokens._unpack(tokens._pack())
+    text = b"".join(b"%b %d\n" % (base64.b64encode(token), rank) for token, rank in ranks.items())
+
+    assert len(ranks) == 163_584
+    assert hashlib.sha256(text).hexdigest() == OFFICIAL_SHA256
+
+
+def test_a_first_start_leaves_a_copy_that_the_next_needs_no_splintr_vocabulary_for(
+    fresh_process, monkeypatch, tmp_path
+):
+    """The second process unpacks the copy; it never asks splintr for the tokens."""
+    TokenCounter(cache_dir=tmp_path).load_now()
+    monkeypatch.setattr(tokens, "_encodings", {})
+    monkeypatch.setattr(tokens, "_pack", lambda: pytest.fail("the copy was there"))
+
+    again = TokenCounter(cache_dir=tmp_path)
+
+    assert again.count("中文abc") == 2
+    assert [file.name for file in tmp_path.iterdir()] == ["kimi_k2.vocabulary"]
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"", lambda b: b[:99] + b"\xff" + b[100:]])
+def test_a_damaged_copy_is_replaced(loaded, cache_dir, tmp_path, damage):
+    """Truncated, empty or one byte wrong: the digest tells, and the vocabulary is packed anew."""
+    good = (cache_dir / "kimi_k2.vocabulary").read_bytes()
+    copy = tmp_path / "kimi_k2.vocabulary"
+    copy.write_bytes(damage(good))
+
+    assert tokens._packed(copy) == good
+    assert copy.read_bytes() == good
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(fresh_process, tmp_path):
+    """Here the directory would lie under a file."""
+    (tmp_path / "file").touch()
+    events = []
+    counter = TokenCounter(cache_dir=tmp_path / "file" / "cache", on_event=events.append)
+
+    assert counter.count("What's") == 1
+    assert events == []
+
+
+def test_another_vocabulary_is_refused(fresh_process, monkeypatch, tmp_path):
+    """A splintr-rs with other tokens must not miscount in silence."""
+    monkeypatch.setattr(tokens, "_RANKS", 1_000)
+    events = []
+    counter = TokenCounter(cache_dir=tmp_path, on_event=events.append)
+
+    assert counter.count("What's") == 6
+    assert "another vocabulary" in str(events[0])
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_concurrent_loads_are_one(fresh_process, monkeypatch, cache_dir):
+    """Twenty callers of two counters: the vocabulary is built once, and not on the loop's thread."""
+    builders = []
+    build = tokens._load
+    monkeypatch.setattr(tokens, "_load", lambda file: builders.append(threading.current_thread()) or build(file))
+    one, other = TokenCounter(cache_dir=cache_dir), TokenCounter(cache_dir=cache_dir)
+
+    await asyncio.gather(*(counter.load() for counter in (one, other) * 10))
+    await one.load()
+
+    assert len(builders) == 1
+    assert builders[0] is not threading.main_thread()
+    assert one.exact
+    assert other.exact
+
+
+async def test_callers_of_one_counter_wait_for_one_thread(counter, monkeypatch):
+    """A hundred of them would keep the threads of the loop from everybody else."""
+    reads = []
+    monkeypatch.setattr(counter, "_encode", None)
+    monkeypatch.setattr(counter, "_read", lambda: reads.append(1))
+
+    await asyncio.gather(*(counter.load() for _ in range(100)))
+
+    assert reads == [1]
+
+
+async def test_a_cancelled_load_does_not_cancel_that_of_others(fresh_process, cache_dir):
+    """They wait for the same thread; one of them giving up changes nothing for the other."""
+    counter = TokenCounter(cache_dir=cache_dir)
+    impatient, patient = asyncio.ensure_future(counter.load()), asyncio.ensure_future(counter.load())
+    await asyncio.sleep(0)
+    impatient.cancel()
+
+    await patient
+
+    assert impatient.cancelled()
+    assert counter.exact
+
+
+def test_importing_the_package_imports_no_tokenizer():
+    """The tokenizers are for those who count."""
+    code = (
+        "import sys, kimi_async.tokens as t; t.TokenCounter(); assert not {'tiktoken', 'splintr'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Without the vocabulary
+
+
+async def test_without_the_vocabulary_bytes_are_the_bound_and_one_event_says_so(no_vocabulary, tmp_path):
+    """However often it is loaded and asked."""
+    events = []
+    counter = TokenCounter(cache_dir=tmp_path, on_event=events.append)
+
+    assert counter.count("月亮") == 6
+    assert counter.count("\ud800") == 3
+    await counter.load()
+    assert (await counter.cost({"model": "kimi-k2.6", "messages": [user("月亮")]})).prompt_tokens == 6 + 7
+    assert [type(event) for event in events] == [VocabularyMissing]
+    assert not counter.exact
+    assert "upper estimates" in repr(counter)
+
+
+async def test_an_upper_estimate_never_refuses_a_request(no_vocabulary, tmp_path):
+    """9,000 bytes may well be 2,000 tokens."""
+    counter = TokenCounter(cache_dir=tmp_path, on_event=[].append)
+
+    cost = await counter.cost({"model": "moonshot-v1-8k", "messages": [user("a" * 9_000)], "max_tokens": 512})
+
+    assert cost == Cost(9_007, 512)
+
+
+@given(st.text())
+@example("\ud800 and \udc00")
+@example("<|im_user|>[BOS]")
+@example("🏳️‍🌈" * 20)
+def test_no_text_has_more_tokens_than_bytes(loaded, text):
+    """The bound that counting without the vocabulary rests on, and nothing crashes on the way."""
+    assert 0 <= loaded.count(text) <= len(text.encode("utf-8", "surrogatepass"))
+
+
+# Long texts
+
+
+@pytest.mark.parametrize("unit", [" ", "\n", "a", "中", "\t "])
+def test_a_run_without_end_is_counted_in_slices(counter, unit):
+    """Without slices a million spaces panic in Rust, with an exception that `except Exception` does not catch."""
+    assert 0 < counter.count(unit * 1_100_000) <= 1_100_000 * len(unit.encode()) * len(unit)
+
+
+def cut_one_by_one(text):
+    """Moonshot's rule, a character at a time: cut before the 25,001st of a kind in a row, and at every 400,000."""
+    pieces, kind, run = [""], None, 0
+    for at, character in enumerate(text):
+        run = run + 1 if character.isspace() is kind and at % 400_000 else 1
+        kind = character.isspace()
+        if at and (run > 25_000 or at % 400_000 == 0):
+            pieces.append("")
+            run = 1
+        pieces[-1] += character
+    return [piece for piece in pieces if piece]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("a 中\n\x1c"), st.sampled_from([1, 9, 24_999, 25_000, 25_001, 60_000])), max_size=4
+    )
+)
+@example([(" ", 1), ("a", 25_001), (" ", 1)])
+@example([("a", 20_000), (" ", 1), ("a", 379_999), ("a", 20_000)])
+def test_texts_are_cut_where_moonshot_cuts_them(runs):
+    """Runs of 25,000 spaces or other characters, and nothing is lost."""
+    text = "".join(character * length for character, length in runs)
+
+    assert list(tokens._pieces(text)) == cut_one_by_one(text)
+
+
+def test_ordinary_long_texts_are_not_cut(counter):
+    """Up to 400,000 characters of words, slicing changes nothing."""
+    text = "The moon 月亮 is 384,400 km away.\n" * 2_000
+
+    assert list(tokens._pieces(text)) == [text]
+    assert counter.count(text) == len(counter._encode(text))
+
+
+# Prompts
+
+
+def test_a_prompt_costs_its_contents_4_a_message_and_3(counter):
+    """The example of Kimi's documentation: 83 billed; its estimate-token-count, which leaves out the 3, says 80."""
+    messages = [{"role": "system", "content": KIMI}, user("你好，我叫李雷，1+1等于多少？")]
+
+    assert counter.prompt_tokens(messages) == 83
+    assert sum(counter.count(message["content"]) for message in messages) + 2 * 4 == 80
+
+
+def test_tools_are_counted_as_compact_json_and_6(counter):
+    """However the caller spaced them."""
+    tools = [{"type": "function", "function": {"name": "月相", "parameters": {"type": "object"}}}]
+    compact = '[{"type":"function","function":{"name":"月相","parameters":{"type":"object"}}}]'
+
+    surplus = counter.prompt_tokens([user("hi")], tools) - counter.prompt_tokens([user("hi")])
+
+    assert surplus == counter.count(compact) + 6
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ({"name": "Li Lei"}, "Li Lei"),
+        ({"reasoning_content": "Let me think."}, "Let me think."),
+        ({"content": [{"type": "text", "text": "What is this?"}, "and that"]}, "What is this?" + "and that"),
+        ({"role": "tool", "tool_call_id": "weather:0"}, "## Return of weather:0\n"),
+    ],
+)
+def test_every_text_of_a_message_is_counted(counter, field, text):
+    """Names, reasoning, text parts and the header of a tool's result."""
+    bare = counter.prompt_tokens([{"role": "user"}])
+
+    assert bare == 7
+    assert counter.prompt_tokens([{"role": "user"} | field]) == bare + counter.count(text)
+
+
+def test_tools_that_a_message_brings_are_counted(counter):
+    """K3 lets a system message declare tools in the middle of a conversation."""
+    message = {"role": "system", "tools": [{"type": "function"}]}
+
+    assert counter.prompt_tokens([message]) == 7 + 6 + counter.count('[{"type":"function"}]')
+
+
+def test_tool_calls_are_counted(counter):
+    """Two for the section, three for each call, and its id, name and arguments."""
+    call = {"id": "weather:0", "type": "function", "function": {"name": "weather", "arguments": '{"city":"北京"}'}}
+    texts = sum(map(counter.count, ("weather:0", "weather", '{"city":"北京"}')))
+
+    prompt = counter.prompt_tokens([{"role": "assistant", "content": None, "tool_calls": [call, call]}])
+
+    assert prompt == 7 + 2 + 2 * (3 + texts)
+
+
+def test_images_and_videos_count_as_much_as_the_model_may_make_of_them(counter):
+    """K2.6 makes up to 4,096 tokens of an image, K3 up to 16,384; an unknown model is taken for the larger."""
+    image = [user([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}])]
+    video = [user([{"type": "video_url", "video_url": "ms://1"}])]
+
+    assert counter.prompt_tokens(image, model="kimi-k2.6") == 7 + 4_608
+    assert counter.prompt_tokens(image) == 7 + 17_408
+    assert counter.prompt_tokens(video, model="kimi-k2.6") == 7 + VIDEO_TOKENS
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["content", "text", "tool_calls", "function", "name", "tools", "image_url"]),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(json_values, json_values)
+def test_malformed_prompts_are_counted_for_what_they_hold(loaded, messages, tools):
+    """Kimi answers them with 400; the counter must get them there."""
+    assert loaded.prompt_tokens(messages, tools) >= 3
+
+
+# Costs
+
+
+@pytest.mark.parametrize(
+    ("fields", "max_tokens"),
+    [
+        ({"max_tokens": 512}, 512),
+        ({"max_completion_tokens": 600}, 600),
+        ({"max_tokens": 512, "max_completion_tokens": 600}, 600),
+        ({"max_tokens": 700, "max_completion_tokens": 600}, 700),
+        ({"max_tokens": None}, 32_768),
+        ({}, 32_768),
+    ],
+)
+async def test_max_tokens_is_the_requests_or_the_models_default(counter, fields, max_tokens):
+    """The larger where the request has both names of it."""
+    cost = await counter.cost({"model": "kimi-k2.6", "messages": [user("中文abc")], **fields})
+
+    assert cost == Cost(2 + 7, max_tokens)
+
+
+async def test_n_answers_reserve_n_times(counter):
+    """The cost multiplies them."""
+    cost = await counter.cost({"model": "moonshot-v1-8k", "messages": [user("中文abc")], "max_tokens": 100, "n": 3})
+
+    assert cost.tokens == 9 + 300
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens", "n"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "512", True])
+async def test_impossible_numbers_are_refused_by_name(counter, field, value):
+    """Before anything is reserved for them."""
+    with pytest.raises(ConfigurationError, match=f"^{field}="):
+        await counter.cost({"model": "kimi-k2.6", "messages": [], field: value})
+
+
+async def test_a_request_that_overflows_the_context_fails_with_the_remedy(counter):
+    """8,192 tokens fit into moonshot-v1-8k, 8,193 do not."""
+    body = {"model": "moonshot-v1-8k", "messages": [user("中文abc")]}
+
+    assert (await counter.cost(body | {"max_tokens": 8_183})).tokens == 8_192
+    with pytest.raises(RequestTooLarge, match="lower max_tokens to at most 8,183") as caught:
+        await counter.cost(body | {"max_tokens": 8_184})
+    assert (caught.value.needed, caught.value.limit, caught.value.budget) == (8_193, 8_192, "context")
+
+
+async def test_a_prompt_that_fills_the_context_must_be_shortened(counter):
+    """No max_tokens could help it."""
+    text = " moon" * (8_192 - 7)
+
+    with pytest.raises(RequestTooLarge, match="shorten the prompt by 1 token"):
+        await counter.cost({"model": "moonshot-v1-8k", "messages": [user(text)]})
+
+
+async def test_images_never_overflow_a_context(counter):
+    """They are estimates: the true image may be small."""
+    image = {"type": "image_url", "image_url": {"url": "ms://1"}}
+    body = {"model": "moonshot-v1-8k-vision-preview", "messages": [user([image, image])], "max_tokens": 1_000}
+
+    assert (await counter.cost(body)).prompt_tokens > 8_192
+
+
+async def test_bills_above_the_count_are_learned(counter):
+    """The largest surplus, for that model only; smaller ones, discounts and outliers change nothing."""
+    body = {"model": "kimi-k2.6", "messages": [user("中文abc")]}
+    for billed in (14, 12, 5, 9_000):
+        counter.learn("kimi-k2.6", counted=9, billed=billed)
+
+    assert (await counter.cost(body)).prompt_tokens == 14
+    assert (await counter.cost(body | {"model": "kimi-k2.5"})).prompt_tokens == 9
+    assert counter.prompt_tokens(body["messages"]) == 9
+    assert repr(counter) == "<TokenCounter exact, kimi-k2.6 +5>"
+
+
+async def test_k3s_longer_template_is_reserved(counter):
+    """19 tokens a message and 74 a prompt more than K2's."""
+    body = {"messages": [user("中文abc")], "max_tokens": 10}
+
+    assert (await counter.cost(body | {"model": "kimi-k3"})).prompt_tokens == 9 + 19 + 74
+    assert (await counter.cost(body | {"model": "kimi-k2.6"})).prompt_tokens == 9
+
+
+# The event loop
+
+
+@pytest.mark.parametrize(("length", "on_the_loop"), [(10_000, True), (10_001, False)])
+async def test_long_prompts_are_counted_off_the_loop(counter, monkeypatch, length, on_the_loop):
+    """A hundred thousand tokens take 30 ms; a thread leaves the loop to others meanwhile."""
+    threads = []
+    monkeypatch.setattr(counter, "_count", lambda text: threads.append(threading.current_thread()) or 1)
+
+    await counter.cost({"model": "kimi-k2.6", "messages": [user("a" * length)]})
+
+    assert (threads == [threading.main_thread()]) is on_the_loop
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_a_burst_of_short_prompts_lets_the_loop_turn(counter, together):
+    """Two hundred prompts, 200,000 characters: no more than a breath of them between two turns of the loop."""
+    turns = counted = most = 0
+    body = {"model": "kimi-k2.6", "messages": [user("moon " * 200)], "max_tokens": 10}
+
+    async def price():
+        nonlocal counted, most
+        await counter.cost(body)
+        counted += 1
+        most = max(most, counted)
+
+    async def turn():
+        nonlocal turns, counted
+        while True:
+            turns += 1
+            counted = 0
+            await asyncio.sleep(0)
+
+    ticking = asyncio.ensure_future(turn())
+    if together:
+        await asyncio.gather(*(price() for _ in range(200)))
+    else:
+        for _ in range(200):
+            await price()
+    ticking.cancel()
+
+    assert most <= tokens.BREATH / 1_000 + 1
+    assert turns >= 9
+
+
+def test_one_counter_serves_several_loops_one_after_another(counter):
+    """The turnstile of a burst belongs to its loop; a second asyncio.run gets its own."""
+    body = {"model": "kimi-k2.6", "messages": [user("moon " * 200)], "max_tokens": 10}
+
+    async def burst():
+        return await asyncio.gather(*(counter.cost(body) for _ in range(60)))
+
+    assert asyncio.run(burst()) == asyncio.run(burst())
