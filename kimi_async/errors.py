@@ -7,6 +7,7 @@
     ├── RequestTooLarge             no wait can make it fit a budget or the model
     ├── WaitTooLong                 it would fit, but after the caller's deadline
     ├── DailyBudgetExhausted        TPD is spent; resume when the day has moved on
+    ├── LimiterClosed               the limiter was closed while the request was in line; it was not sent
     ├── APIConnectionError          no answer: refused, dropped, unreadable
     │   └── APITimeoutError         no answer in time
     ├── InvalidResponseError        an answer with status 200 that is no chat completion
@@ -44,9 +45,7 @@ class RequestTooLarge(KimiError):
         budget: ``"tpm"``, ``"tpd"``, or ``"context"`` for the model's context length.
     """
 
-    def __init__(
-        self, message: str, *, needed: int, limit: int, budget: Literal["tpm", "tpd", "context"]
-    ) -> None:
+    def __init__(self, message: str, *, needed: int, limit: int, budget: Literal["tpm", "tpd", "context"]) -> None:
         super().__init__(message)
         self.needed = needed
         self.limit = limit
@@ -79,6 +78,10 @@ class DailyBudgetExhausted(KimiError):
     def __init__(self, message: str, *, resets_in: float) -> None:
         super().__init__(message)
         self.resets_in = resets_in
+
+
+class LimiterClosed(KimiError):
+    """The limiter was closed before the request was sent."""
 
 
 class APIConnectionError(KimiError):

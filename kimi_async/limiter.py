@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Literal
 
 from .budgets import MAX_GUARD, WINDOWED
-from .errors import DailyBudgetExhausted, RequestTooLarge, WaitTooLong
+from .errors import DailyBudgetExhausted, LimiterClosed, RequestTooLarge, WaitTooLong
 from .events import EventHook, ForeignUsage, LimitAdopted, Refused, log_event
 from .ledger import Charge, Denial, Ledger
 from .ledger.memory import MemoryLedger
@@ -124,7 +124,7 @@ class RateLimiter:
     minute; ``pace="even"`` spaces requests at ``minute / rpm``, for gateways that refuse bursts.
 
     **Cancellation** is safe at every await: a waiter that goes gives back what it had, and the next moves up.
-    Nothing runs in the background, so there is nothing to close. Use one limiter on one event loop.
+    Nothing runs in the background; ``close`` only turns the line away. Use one limiter on one event loop.
 
     Args:
         limits: what the account may do.
@@ -148,6 +148,7 @@ class RateLimiter:
         self._on_event = on_event
         self._line = Line()
         self._places = count()
+        self._closed = False
         self._denial: Denial | None = None
         self._denied_until = 0.0
         self._forecast: Callable[[Cost], Denial] | None = None
@@ -182,6 +183,7 @@ class RateLimiter:
             RequestTooLarge: there will never be room.
             WaitTooLong: there will be none in time, known beforehand where the ledger can tell.
             DailyBudgetExhausted: the tokens of the day are spent.
+            LimiterClosed: ``close`` was called.
         """
         return Acquisition(self, cost, max_wait, place)
 
@@ -195,6 +197,13 @@ class RateLimiter:
         """
         self._refuse_impossible(cost)
         return self._forecast_line()(cost).wait
+
+    def close(self) -> None:
+        """Let nobody in any more: whoever waits, or comes later, gets LimiterClosed. What is under way goes on."""
+        self._closed = True
+        self._join(Waiter(-1, Cost(0)))  # stands at the head for ever, so that nobody is served without a look
+        for waiter in self._line:
+            waiter.wake()
 
     def usage(self) -> Usage:
         """A snapshot of the four budgets and of the line."""
@@ -250,6 +259,8 @@ class RateLimiter:
     async def _turn(self, waiter: Waiter, max_wait: float | None) -> Charge:
         """Sleep until the waiter is the head, there is room, and the pace lets it go."""
         while True:
+            if self._closed:
+                raise LimiterClosed("the limiter was closed before this request was sent")
             if waiter is not self._line.head:
                 await waiter.sleep()
                 continue
@@ -361,7 +372,7 @@ def _too_large(cost: Cost, budget: Literal["tpm", "tpd"], limit: int) -> Request
     room = max(limit - cost.prompt_tokens, 0) // cost.n
     remedy = f"lower max_tokens to at most {room:,}" if room else "shorten the prompt"
     return RequestTooLarge(
-        f"needs {cost.tokens:,} tokens ({cost.prompt_tokens:,} of prompt + {cost.n} x {cost.max_tokens:,} max_tokens); "
+        f"needs {cost.tokens:,} tokens ({cost.prompt_tokens:,} of prompt + {cost.n} x {cost.max_tokens:,}); "
         f"{budget.upper()} is {limit:,}: {remedy}",
         needed=cost.tokens,
         limit=limit,

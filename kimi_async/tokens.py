@@ -1,24 +1,14 @@
 """What a request costs: prompt tokens counted with Kimi's own vocabulary, and the ``max_tokens`` it reserves.
 
-One byte-pair vocabulary of 163,584 tokens serves every model from Kimi K2 to K3. ``splintr-rs`` brings it along, so
-counting needs no network; ``tiktoken`` is the engine. Both are imported when a vocabulary is first loaded.
-
 What is charged was found by comparison with published answers: the tokens of all contents, 4 for each message
 and 3 for the beginning of the answer (K2's chat template). Whatever cannot be counted is estimated upwards.
 """
 
 import asyncio
-import hashlib
 import json
-import re
-import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import platformdirs
 
@@ -26,9 +16,7 @@ from .errors import ConfigurationError, RequestTooLarge
 from .events import EventHook, VocabularyMissing, log_event
 from .limits import Cost
 from .models import allowance, default_max_tokens, find
-
-if TYPE_CHECKING:
-    from tiktoken import Encoding
+from .vocabulary import MAX_RUN, encoding, pieces
 
 MESSAGE_TOKENS = 4
 """A message beyond its content: three control tokens and the role (K2's chat_template.jinja)."""
@@ -50,19 +38,6 @@ BREATH = 20_000
 
 MAX_LEARNED = 256
 """A larger surplus of the bill over the count is no template's, but a search result or an image."""
-
-# Moonshot's tokenization_kimi.py cuts at the same places: the pattern panics on a million spaces in a row.
-_SLICE = 400_000
-_RUN = 25_000
-_LONG_RUN = re.compile(rf"(?<!\S)\S{{{_RUN + 1},}}|(?<!\s)\s{{{_RUN + 1},}}")
-_HALF_RUN = re.compile(rf"\S{{{_RUN // 2}}}|\s{{{_RUN // 2}}}")
-
-_RANKS = 163_584
-_PACKED_SHA256 = "aabc967dab7c955bcf18a2658ab751a933e1e1f4e03625d3762b7b0b8879837e"
-_CACHE_FILE = "kimi_k2.vocabulary"
-
-_lock = threading.Lock()
-_encodings: dict[str, "Encoding"] = {}
 
 
 class TokenCounter:
@@ -199,7 +174,7 @@ class TokenCounter:
         if self._tried:
             return
         try:
-            self._encode = _encoding(self._cache_dir).encode_ordinary
+            self._encode = encoding(self._cache_dir).encode_ordinary
         except Exception as exc:  # noqa: BLE001 - whatever is wrong with it, an upper estimate serves
             self._missing = f"{type(exc).__name__}: {exc}"
 
@@ -211,9 +186,9 @@ class TokenCounter:
     def _count(self, text: str) -> int:
         if self._encode is None:
             return len(text.encode("utf-8", "surrogatepass"))
-        if len(text) <= _RUN:
+        if len(text) <= MAX_RUN:
             return len(self._encode(text))
-        return sum(len(self._encode(piece)) for piece in _pieces(text))
+        return sum(len(self._encode(piece)) for piece in pieces(text))
 
     async def _sum(self, texts: list[str]) -> int:
         if not self._tried:
@@ -325,75 +300,3 @@ def _check_context(name: str, prompt_tokens: int, max_tokens: int) -> None:
         limit=model.context,
         budget="context",
     )
-
-
-def _pieces(text: str) -> Iterator[str]:
-    """Cut a text where Moonshot's own tokenizer cuts it."""
-    for start in range(0, len(text), _SLICE):
-        part = text[start : start + _SLICE]
-        # Every long run fills a half-run at a multiple of its length; a look there spares ordinary text the search.
-        suspect = any(_HALF_RUN.match(part, at) for at in range(0, len(part), _RUN // 2))
-        runs = _LONG_RUN.finditer(part) if suspect else ()
-        cuts = [cut for run in runs for cut in range(run.start() + _RUN, run.end(), _RUN)]
-        for begin, end in pairwise((0, *cuts, len(part))):
-            yield part[begin:end]
-
-
-def _encoding(cache_dir: Path) -> "Encoding":
-    with _lock:
-        if _PACKED_SHA256 not in _encodings:
-            _encodings[_PACKED_SHA256] = _load(cache_dir / _CACHE_FILE)
-        return _encodings[_PACKED_SHA256]
-
-
-def _load(file: Path) -> "Encoding":
-    import splintr  # noqa: PLC0415 - 9 ms and 37 MB that importing the package should not cost
-    import tiktoken  # noqa: PLC0415 - likewise, 30 ms
-
-    ranks = _unpack(_packed(file))
-    # Built directly: a tiktoken_ext plugin could break the plugins of others, and get_encoding may download.
-    return tiktoken.Encoding("kimi_k2", pat_str=splintr.KIMI_PATTERN, mergeable_ranks=ranks, special_tokens={})
-
-
-def _packed(file: Path) -> bytes:
-    """The packed vocabulary: 163,584 lengths, one byte each and less by one, and then the tokens by rank.
-
-    Its digest is pinned, so neither a damaged cache nor a ``splintr-rs`` with another vocabulary can miscount.
-    """
-    with suppress(OSError):
-        packed = file.read_bytes()
-        if _digest(packed) == _PACKED_SHA256:
-            return packed
-    packed = _pack()
-    with suppress(OSError):
-        _write(file, packed)
-    return packed
-
-
-def _pack() -> bytes:
-    import splintr  # noqa: PLC0415 - see _load
-
-    vocabulary = splintr.Tokenizer.from_pretrained("kimi_k2")
-    tokens = [vocabulary.decode_token_bytes(rank) for rank in range(_RANKS)]
-    packed = bytes(len(token) - 1 for token in tokens) + b"".join(tokens)
-    if _digest(packed) != _PACKED_SHA256:
-        raise ValueError(f"splintr-rs {splintr.__version__} carries another vocabulary than Kimi's")
-    return packed
-
-
-def _digest(packed: bytes) -> str:
-    return hashlib.sha256(packed).hexdigest()
-
-
-def _unpack(packed: bytes) -> dict[bytes, int]:
-    ends = accumulate((length + 1 for length in packed[:_RANKS]), initial=_RANKS)
-    return {packed[begin:end]: rank for rank, (begin, end) in enumerate(pairwise(ends))}
-
-
-def _write(file: Path, packed: bytes) -> None:
-    """Write beside it and rename: another process sees all of the file or none."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as directory:
-        path = Path(directory, file.name)
-        path.write_bytes(packed)
-        path.replace(file)

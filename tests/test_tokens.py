@@ -1,12 +1,10 @@
 import asyncio
-import base64
-import hashlib
 import subprocess
 import sys
 import threading
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kimi_async import tokens
@@ -16,7 +14,6 @@ from kimi_async.limits import Cost
 from kimi_async.models import VIDEO_TOKENS
 from kimi_async.tokens import TokenCounter
 
-OFFICIAL_SHA256 = "b6c497a7469b33ced9c38afb1ad6e47f03f5e5dc05f15930799210ec050c5103"
 KIMI = (
     "你是 Kimi，由 Moonshot AI 提供的人工智能助手，你更擅长中文和英文的对话。你会为用户提供安全，有帮助，准确的回答。"
     "同时，你会拒绝一切涉及恐怖主义，种族歧视，黄色暴力等问题的回答。Moonshot AI 为专有名词，不可翻译成其他语言。"
@@ -24,37 +21,29 @@ KIMI = (
 
 
 @pytest.fixture(scope="session")
-def cache_dir(tmp_path_factory):
-    """One for all tests, so that only one of them packs the vocabulary."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="session")
-def loaded(cache_dir):
+def loaded(tmp_path_factory):
     """A counter for properties, which hypothesis lets use no fixture of a single test."""
-    counter = TokenCounter(cache_dir=cache_dir)
+    counter = TokenCounter(cache_dir=tmp_path_factory.mktemp("cache"))
     counter.load_now()
     return counter
 
 
 @pytest.fixture
-def counter(loaded, cache_dir):
+def counter(loaded, tmp_path):
     """A counter of its own; the process has the encoding already."""
-    counter = TokenCounter(cache_dir=cache_dir)
+    counter = TokenCounter(cache_dir=tmp_path)
     counter.load_now()
     return counter
 
 
 @pytest.fixture
-def fresh_process(monkeypatch):
-    """As if no counter had loaded anything yet."""
-    monkeypatch.setattr(tokens, "_encodings", {})
-
-
-@pytest.fixture
-def no_vocabulary(fresh_process, monkeypatch):
+def no_vocabulary(monkeypatch):
     """A platform for which splintr-rs has no wheel."""
-    monkeypatch.setitem(sys.modules, "splintr", None)
+
+    def encoding(cache_dir):
+        raise ModuleNotFoundError("No module named 'splintr'")
+
+    monkeypatch.setattr(tokens, "encoding", encoding)
 
 
 def user(content):
@@ -62,7 +51,7 @@ def user(content):
     return {"role": "user", "content": content}
 
 
-# The vocabulary
+# Texts
 
 
 @pytest.mark.parametrize(
@@ -81,91 +70,27 @@ def test_counts_are_those_published(counter, text, count):
     assert counter.count(text) == count
 
 
-def test_the_packed_vocabulary_is_the_official_one(counter):
-    """Written in tiktoken's format, it has the digest of Moonshot's tiktoken.model."""
-    ranks = tokens._unpack(tokens._pack())
-    text = b"".join(b"%b %d\n" % (base64.b64encode(token), rank) for token, rank in ranks.items())
-
-    assert len(ranks) == 163_584
-    assert hashlib.sha256(text).hexdigest() == OFFICIAL_SHA256
+# Loading
 
 
-def test_a_first_start_leaves_a_copy_that_the_next_needs_no_splintr_vocabulary_for(
-    fresh_process, monkeypatch, tmp_path
-):
-    """The second process unpacks the copy; it never asks splintr for the tokens."""
-    TokenCounter(cache_dir=tmp_path).load_now()
-    monkeypatch.setattr(tokens, "_encodings", {})
-    monkeypatch.setattr(tokens, "_pack", lambda: pytest.fail("the copy was there"))
-
-    again = TokenCounter(cache_dir=tmp_path)
-
-    assert again.count("中文abc") == 2
-    assert [file.name for file in tmp_path.iterdir()] == ["kimi_k2.vocabulary"]
-
-
-@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"", lambda b: b[:99] + b"\xff" + b[100:]])
-def test_a_damaged_copy_is_replaced(loaded, cache_dir, tmp_path, damage):
-    """Truncated, empty or one byte wrong: the digest tells, and the vocabulary is packed anew."""
-    good = (cache_dir / "kimi_k2.vocabulary").read_bytes()
-    copy = tmp_path / "kimi_k2.vocabulary"
-    copy.write_bytes(damage(good))
-
-    assert tokens._packed(copy) == good
-    assert copy.read_bytes() == good
-
-
-def test_a_cache_that_cannot_be_written_is_no_error(fresh_process, tmp_path):
-    """Here the directory would lie under a file."""
-    (tmp_path / "file").touch()
-    events = []
-    counter = TokenCounter(cache_dir=tmp_path / "file" / "cache", on_event=events.append)
-
-    assert counter.count("What's") == 1
-    assert events == []
-
-
-def test_another_vocabulary_is_refused(fresh_process, monkeypatch, tmp_path):
-    """A splintr-rs with other tokens must not miscount in silence."""
-    monkeypatch.setattr(tokens, "_RANKS", 1_000)
-    events = []
-    counter = TokenCounter(cache_dir=tmp_path, on_event=events.append)
-
-    assert counter.count("What's") == 6
-    assert "another vocabulary" in str(events[0])
-    assert list(tmp_path.iterdir()) == []
-
-
-async def test_concurrent_loads_are_one(fresh_process, monkeypatch, cache_dir):
-    """Twenty callers of two counters: the vocabulary is built once, and not on the loop's thread."""
-    builders = []
-    build = tokens._load
-    monkeypatch.setattr(tokens, "_load", lambda file: builders.append(threading.current_thread()) or build(file))
-    one, other = TokenCounter(cache_dir=cache_dir), TokenCounter(cache_dir=cache_dir)
-
-    await asyncio.gather(*(counter.load() for counter in (one, other) * 10))
-    await one.load()
-
-    assert len(builders) == 1
-    assert builders[0] is not threading.main_thread()
-    assert one.exact
-    assert other.exact
-
-
-async def test_callers_of_one_counter_wait_for_one_thread(counter, monkeypatch):
-    """A hundred of them would keep the threads of the loop from everybody else."""
-    reads = []
-    monkeypatch.setattr(counter, "_encode", None)
-    monkeypatch.setattr(counter, "_read", lambda: reads.append(1))
+async def test_callers_of_one_counter_wait_for_one_thread(loaded, monkeypatch, tmp_path):
+    """Not the loop's own; and a hundred of them would keep the loop's threads from everybody else."""
+    threads = []
+    encoding = tokens.encoding
+    monkeypatch.setattr(tokens, "encoding", lambda path: threads.append(threading.current_thread()) or encoding(path))
+    counter = TokenCounter(cache_dir=tmp_path)
 
     await asyncio.gather(*(counter.load() for _ in range(100)))
+    await counter.load()
 
-    assert reads == [1]
+    assert counter.exact
+    assert len(threads) == 1
+    assert threads[0] is not threading.main_thread()
 
 
-async def test_a_cancelled_load_does_not_cancel_that_of_others(fresh_process, cache_dir):
+async def test_a_cancelled_load_does_not_cancel_that_of_others(loaded, tmp_path):
     """They wait for the same thread; one of them giving up changes nothing for the other."""
-    counter = TokenCounter(cache_dir=cache_dir)
+    counter = TokenCounter(cache_dir=tmp_path)
     impatient, patient = asyncio.ensure_future(counter.load()), asyncio.ensure_future(counter.load())
     await asyncio.sleep(0)
     impatient.cancel()
@@ -228,39 +153,10 @@ def test_a_run_without_end_is_counted_in_slices(counter, unit):
     assert 0 < counter.count(unit * 1_100_000) <= 1_100_000 * len(unit.encode()) * len(unit)
 
 
-def cut_one_by_one(text):
-    """Moonshot's rule, a character at a time: cut before the 25,001st of a kind in a row, and at every 400,000."""
-    pieces, kind, run = [""], None, 0
-    for at, character in enumerate(text):
-        run = run + 1 if character.isspace() is kind and at % 400_000 else 1
-        kind = character.isspace()
-        if at and (run > 25_000 or at % 400_000 == 0):
-            pieces.append("")
-            run = 1
-        pieces[-1] += character
-    return [piece for piece in pieces if piece]
-
-
-@settings(max_examples=15, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.sampled_from("a 中\n\x1c"), st.sampled_from([1, 9, 24_999, 25_000, 25_001, 60_000])), max_size=4
-    )
-)
-@example([(" ", 1), ("a", 25_001), (" ", 1)])
-@example([("a", 20_000), (" ", 1), ("a", 379_999), ("a", 20_000)])
-def test_texts_are_cut_where_moonshot_cuts_them(runs):
-    """Runs of 25,000 spaces or other characters, and nothing is lost."""
-    text = "".join(character * length for character, length in runs)
-
-    assert list(tokens._pieces(text)) == cut_one_by_one(text)
-
-
-def test_ordinary_long_texts_are_not_cut(counter):
-    """Up to 400,000 characters of words, slicing changes nothing."""
+def test_a_long_ordinary_text_is_counted_whole(counter):
+    """Slicing changes nothing where there is no long run."""
     text = "The moon 月亮 is 384,400 km away.\n" * 2_000
 
-    assert list(tokens._pieces(text)) == [text]
     assert counter.count(text) == len(counter._encode(text))
 
 

@@ -1,0 +1,187 @@
+"""Where limiting happens: an httpx transport that reserves, sends and ends, around any other transport.
+
+Every attempt passes here, retries included, whoever makes it: ``AsyncKimi``, or any client that takes a transport.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Self
+
+import httpx
+
+from .connections import ConnectionStack
+from .limiter import RateLimiter, Reservation
+from .limits import Cost
+from .responses import refusal_of
+from .tokens import TokenCounter
+
+COST = "kimi_async.cost"
+"""Request extension: the request's ``Cost``, where its sender knows it already."""
+
+MAX_WAIT = "kimi_async.max_wait"
+"""Request extension: seconds that the request may wait in line, in all."""
+
+MAX_REFUSALS = 20
+"""Refusals of one request after which its 429 is passed on: by then pauses have grown to whole windows."""
+
+Trace = Callable[[str, dict[str, object]], Awaitable[None]]
+
+_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+
+
+class RateLimitTransport(httpx.AsyncBaseTransport):
+    """Lets chat completions through as the limiter admits them; other requests pass untouched.
+
+    A request whose body has neither ``max_tokens`` nor ``max_completion_tokens`` is sent with the model's default
+    made explicit, so that both sides reserve the same. One that the gateway refuses for a budget goes back to its
+    place in line and is sent again; other answers are handed on as they are.
+
+    Args:
+        limiter: the account's.
+        inner: what sends the requests; by default a `ConnectionStack`.
+        counter: counts the tokens of requests that come without a cost.
+
+    Raises:
+        RequestTooLarge, WaitTooLong, DailyBudgetExhausted: from sending, as ``RateLimiter.acquire`` does.
+    """
+
+    def __init__(
+        self,
+        limiter: RateLimiter,
+        inner: httpx.AsyncBaseTransport | None = None,
+        *,
+        counter: TokenCounter | None = None,
+    ) -> None:
+        self.limiter = limiter
+        self.counter = counter or TokenCounter()
+        self._inner = inner or ConnectionStack()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Wait for room, send, and give the slot back when the answer has been read or closed."""
+        if request.method != "POST" or not request.url.path.endswith("/chat/completions"):
+            return await self._inner.handle_async_request(request)
+        cost = request.extensions.get(COST)
+        if cost is None:
+            request, cost = await self._priced(request)
+        return await self._send_until_admitted(request, cost, request.extensions.get(MAX_WAIT))
+
+    async def _send_until_admitted(self, request: httpx.Request, cost: Cost, max_wait: float | None) -> httpx.Response:
+        clock = asyncio.get_running_loop().time
+        deadline = None if max_wait is None else clock() + max_wait
+        trace = request.extensions.get("trace")
+        place: int | None = None
+        refusals = 0
+        while True:
+            left = None if deadline is None else max(deadline - clock(), 0.0)
+            reservation = await self.limiter.acquire(cost, max_wait=left, place=place)
+            response = await self._send(request, reservation, trace)
+            if response.status_code != 429:
+                assert isinstance(response.stream, httpx.AsyncByteStream)
+                response.stream = _Reserved(response.stream, reservation)
+                return response
+            refusal = refusal_of(response.headers, await _read(response, reservation))
+            if refusal.budget is None:
+                reservation.end()
+                return response
+            reservation.refused(refusal)
+            place = reservation.place
+            refusals += 1
+            if refusals == MAX_REFUSALS:
+                return response
+
+    async def _send(self, request: httpx.Request, reservation: Reservation, trace: Trace | None) -> httpx.Response:
+        departure = _Departure(reservation, trace)
+        request.extensions = {**request.extensions, "trace": departure.trace}
+        try:
+            return await self._inner.handle_async_request(request)
+        except BaseException as exc:
+            departure.failed(exc)
+            raise
+
+    async def _priced(self, request: httpx.Request) -> tuple[httpx.Request, Cost]:
+        """What a foreign client's request costs, and the request with its ``max_tokens`` explicit."""
+        try:
+            body = json.loads(await request.aread())
+        except ValueError:
+            body = None
+        if not isinstance(body, dict):
+            return request, Cost(0)  # Kimi will answer 400
+        cost = await self.counter.cost(body)
+        if "max_tokens" in body or "max_completion_tokens" in body:
+            return request, cost
+        content = json.dumps({**body, "max_tokens": cost.max_tokens}, ensure_ascii=False).encode()
+        headers = [(name, value) for name, value in request.headers.raw if name.lower() != b"content-length"]
+        explicit = httpx.Request(
+            request.method, request.url, headers=headers, content=content, extensions=request.extensions
+        )
+        return explicit, cost
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def aclose(self) -> None:
+        """Close the inner transport."""
+        await self._inner.aclose()
+
+
+class _Departure:
+    """Watches one request leave, through httpcore's trace extension.
+
+    The stamp that the budgets count from is set when the request's last byte was written. httpcore's events are
+    named ``http11.…`` or ``http2.…`` (https://www.encode.io/httpcore/extensions/#trace).
+    """
+
+    __slots__ = ("_began", "_connecting", "_next", "_reservation")
+
+    def __init__(self, reservation: Reservation, following: Trace | None) -> None:
+        self._reservation = reservation
+        self._next = following
+        self._connecting = False
+        self._began = False
+
+    async def trace(self, event: str, info: dict[str, object]) -> None:
+        if event.endswith("send_request_body.complete"):
+            if self._reservation.state == "pending":
+                self._reservation.sent()
+        elif event.endswith("send_request_headers.started"):
+            self._began = True
+        elif event == "connection.connect_tcp.started":
+            self._connecting = True
+        if self._next is not None:
+            await self._next(event, info)
+
+    def failed(self, exc: BaseException) -> None:
+        """Give everything back if the request certainly never left; else it counts as sent."""
+        unsent = not self._began and (self._connecting or isinstance(exc, _NEVER_SENT))
+        if unsent and self._reservation.state == "pending":
+            self._reservation.cancel()
+        else:
+            self._reservation.end(answered=False)
+
+
+class _Reserved(httpx.AsyncByteStream):
+    """An answer's body, whose reservation ends when it is closed."""
+
+    def __init__(self, stream: httpx.AsyncByteStream, reservation: Reservation) -> None:
+        self._stream = stream
+        self._reservation = reservation
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._stream:
+            yield chunk
+
+    async def aclose(self) -> None:
+        try:
+            await self._stream.aclose()
+        finally:
+            if self._reservation.state != "ended":
+                self._reservation.end()
+
+
+async def _read(response: httpx.Response, reservation: Reservation) -> bytes:
+    try:
+        return await response.aread()
+    except BaseException:
+        reservation.end(answered=False)
+        raise
