@@ -28,6 +28,7 @@ has to wait is let in at the very moment at which the oldest one leaves the wind
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 from zoneinfo import ZoneInfo
@@ -110,6 +111,8 @@ class Budgets:
             self._day = SlidingLog(limits.day + self.guard, resolution=limits.day / DAY_BUCKETS)
         else:
             self._day = CalendarLog(ZoneInfo(limits.day_zone), epoch, self.guard)
+        self._requests_sent = 0
+        self._tokens_charged = 0
         self._in_flight = 0
         self._pending = 0
         self._pending_tokens = 0
@@ -198,6 +201,8 @@ class Budgets:
         if charge.state != "pending":
             raise RuntimeError(f"this reservation is {charge.state} already; a request is sent once")
         charge.state = "sent"
+        self._requests_sent += 1
+        self._tokens_charged += charge.tokens
         self._pending -= 1
         self._pending_tokens -= charge.tokens
         charge.minute_entry = self._minute.add(now, 1, charge.tokens)
@@ -247,6 +252,7 @@ class Budgets:
         foreign = self._book_foreign(now, refusal)
         explained = foreign > 0 or self._over(refusal.budget)
         self._close(charge)
+        self._tokens_charged -= charge.tokens
         self._minute.retract(now, charge.minute_entry, charge.tokens)
         self._day.retract(now, charge.day_entry, charge.tokens)
         if charge is self.probe:
@@ -326,7 +332,23 @@ class Budgets:
             tpm=BudgetUsage(self._minute.tokens + pending, limits.tpm),
             tpd=BudgetUsage(self._day.tokens + pending, limits.tpd),
             guard=self.guard,
+            requests_sent=self._requests_sent,
+            tokens_charged=self._tokens_charged,
         )
+
+    def time_to_send(self, now: float, requests: int, tokens: int) -> float:
+        """Seconds until so many requests, costing so many tokens together, can all have been sent.
+
+        As if they were a fluid and slots were free: a lower bound. What a window lets out comes back one span later,
+        so whole windows are counted and the log says when there is room for the rest.
+        """
+        usage, span = self.usage(now), self._minute.span
+        wait = max(
+            _drain(requests, usage.rpm, span, lambda rest: self._minute.wait(now, rest, 0)),
+            _drain(tokens, usage.tpm, span, lambda rest: self._minute.wait(now, 0, rest)),
+            _drain(tokens, usage.tpd, self._limits.day, lambda rest: self._day.wait(now, 0, rest)),
+        )
+        return max([wait, *(until - now for until in self._pauses.values())])
 
     def forecast(self, now: float) -> "Forecast":
         """When costs that join the line now would be admitted."""
@@ -337,6 +359,14 @@ class Budgets:
             log.expire(now)
             log.add(now, self._pending, self._pending_tokens)
         return Forecast(twin, now, max([now, *self._pauses.values()]))
+
+
+def _drain(amount: int, taken: BudgetUsage, span: float, wait: Callable[[int], float]) -> float:
+    """Seconds until an amount fits a window of which some is taken; ``wait`` says when so much of that has left."""
+    if taken.limit is None or amount <= (room := taken.limit - taken.used):
+        return 0.0
+    windows, rest = divmod(amount - room - 1, taken.limit)
+    return windows * span + wait(rest + 1)
 
 
 class Forecast:

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Self
 
 import httpx
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError, to_json
 
 from .chat import BatchRequest, BatchResult, ChatCompletion, MessageInput, as_messages, plain
 from .errors import ConfigurationError, KimiError
@@ -126,6 +126,8 @@ class AsyncKimi:
             KimiError: the error of the first prompt that failed, after all others have been answered. Use
                 ``batch`` to keep the answers beside it.
         """
+        if isinstance(prompts, str):
+            raise ConfigurationError("prompts is a list of prompts; for a single one use kimi.ask(prompt)")
         options = _given(model=model, max_tokens=max_tokens, temperature=temperature)
 
         async def requests() -> AsyncGenerator[BatchRequest, None]:
@@ -151,6 +153,8 @@ class AsyncKimi:
             in_flight: how many to work on at once; by default the account's slots and a few more, so that there is
                 always a next one in line.
         """
+        if in_flight is not None and in_flight < 1:
+            raise ConfigurationError(f"in_flight={in_flight}: must be at least 1")
         slots = self.limiter.limits.concurrency
         ready = UNBOUNDED_IN_FLIGHT if slots is None else slots + 2 + slots // 8
         results = as_completed(requests, self._answer, in_flight or ready)
@@ -186,11 +190,18 @@ class AsyncKimi:
             raise ConfigurationError("no model: pass model=, or give the client one")
         if body.get("stream"):
             raise ConfigurationError("stream=true: this client reads whole answers; leave stream out")
+        messages = body.get("messages")
+        if isinstance(messages, list | tuple):  # what Kimi answered is counted as the dict it goes out as
+            body = {**body, "messages": [plain(message) for message in messages]}
         cost = await self.counter.cost(body)
         if body.get("max_tokens") is None and body.get("max_completion_tokens") is None:
             body = {**body, "max_tokens": cost.max_tokens}
+        try:
+            content = to_json(body)
+        except PydanticSerializationError as exc:
+            raise ConfigurationError(f"the request cannot be written as JSON: {exc}") from exc
         completion = await self._exchange.complete(
-            to_json(body),
+            content,
             cost=cost,
             model=str(body["model"]),
             timeout=timeout,
@@ -275,7 +286,7 @@ class Completions:
             raise ConfigurationError("messages is a list of messages; for a single prompt use kimi.ask(prompt)")
         body = _given(
             model=model,
-            messages=[plain(message) for message in messages],
+            messages=list(messages),
             max_tokens=max_tokens,
             max_completion_tokens=max_completion_tokens,
             temperature=temperature,
@@ -300,6 +311,10 @@ def _environment(*names: str) -> str | None:
 
 
 def _base_url(url: str) -> str:
-    if not url.startswith(("http://", "https://")):
-        raise ConfigurationError(f"base_url={url!r}: must begin with https:// or http://, like {BASE_URL}")
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as exc:
+        raise ConfigurationError(f"base_url={url!r}: {exc}") from exc
+    if parsed.scheme not in {"http", "https"} or not parsed.host:
+        raise ConfigurationError(f"base_url={url!r}: must begin with https:// or http:// and a host, like {BASE_URL}")
     return url.rstrip("/")

@@ -19,7 +19,7 @@ class ConnectionStack(httpx.AsyncBaseTransport):
     """An httpx transport with as many connections as there are requests in flight, each kept for the next.
 
     Args:
-        proxy: URL of a proxy; by default what ``HTTPS_PROXY``, ``HTTP_PROXY`` and ``NO_PROXY`` say.
+        proxy: URL of a proxy; by default what ``HTTPS_PROXY``, ``HTTP_PROXY``, ``ALL_PROXY`` and ``NO_PROXY`` say.
         verify: the SSL context that all connections share; by default httpx's.
     """
 
@@ -85,4 +85,8 @@ class _Returning(httpx.AsyncByteStream):
 
 
 def _environment_proxy(url: httpx.URL) -> str | None:
-    return None if proxy_bypass(url.host) else getproxies().get(url.scheme)
+    proxies = getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(url.host):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"

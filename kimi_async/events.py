@@ -15,10 +15,14 @@ logger = logging.getLogger("kimi_async")
 
 @dataclass(frozen=True, slots=True)
 class Retrying:
-    """A failed attempt is tried again after ``delay`` seconds; ``attempt`` counts from 1."""
+    """A failed attempt is tried again after ``delay`` seconds; ``attempt`` counts from 1.
+
+    ``error`` is the name of the error's class, ``reason`` its text.
+    """
 
     attempt: int
     delay: float
+    error: str
     reason: str
 
     def __str__(self) -> str:

@@ -83,12 +83,13 @@ class Exchange:
             try:
                 return await self._attempt(content, model, extensions)
             except RETRIED as exc:
+                patience = None if max_wait is None else max(deadline - clock(), 0.0)
                 delay = retry_delay(
                     exc, attempt, max_attempts=self._max_attempts, chance=random.random(), patience=patience
                 )
                 if delay is None:
                     raise
-                self._on_event(Retrying(attempt, delay, str(exc)))
+                self._on_event(Retrying(attempt, delay, type(exc).__name__, str(exc)))
             await asyncio.sleep(delay)
             attempt += 1
 

@@ -205,6 +205,13 @@ class RateLimiter:
         for waiter in self._line:
             waiter.wake()
 
+    def time_to_send(self, requests: int, tokens: int) -> float:
+        """Seconds until so many further requests, costing so many tokens together, can all have been sent.
+
+        A lower bound, which RPM, TPM and TPD set; where requests wait for slots, these take longer.
+        """
+        return self.ledger.time_to_send(requests, tokens)
+
     def usage(self) -> Usage:
         """A snapshot of the four budgets and of the line."""
         usage = self.ledger.usage()

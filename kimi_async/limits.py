@@ -136,6 +136,8 @@ class Usage:
         tpm: tokens charged in the last minute, likewise.
         tpd: tokens charged in the day's window, likewise.
         guard: seconds by which a minute is held to be longer than it is.
+        requests_sent: all requests since the ledger was opened.
+        tokens_charged: tokens of all that were not refused, ``max_tokens`` included.
         waiting: requests in line.
         binding: the budget that the head of the line waits for; None where nobody waits.
         next_in: seconds until the head is admitted; None where nobody waits or another request must end first.
@@ -146,6 +148,8 @@ class Usage:
     tpm: BudgetUsage
     tpd: BudgetUsage
     guard: float
+    requests_sent: int = 0
+    tokens_charged: int = 0
     waiting: int = 0
     binding: str | None = None
     next_in: float | None = None

@@ -36,8 +36,8 @@ class Refusal:
 
 _SCOPE = r"(?P<scope>organization|project|user|user\+model|project\+model)"
 _BUDGETS: tuple[tuple[Budget | None, re.Pattern[str]], ...] = (
+    ("concurrency", re.compile(rf"{_SCOPE} max concurrency: ?(?P<limit>\d+)")),
     ("concurrency", re.compile(rf"max (?:{_SCOPE} )?concurrency: ?(?P<limit>\d+)")),
-    ("concurrency", re.compile(rf"(?:{_SCOPE} )?max concurrency: ?(?P<limit>\d+)")),
     ("rpm", re.compile(rf"(?:{_SCOPE}(?: \([^)]*\))? )?max RPM: ?(?P<limit>\d+)")),
     ("rpm", re.compile(r"max request(?: per minute reached)?: ?(?P<limit>\d+)")),
     (
@@ -78,7 +78,7 @@ def parse_refusal(message: str, *, type: str | None = None, retry_after: float |
             return Refusal(
                 "budget",
                 budget=named,
-                scope=found.get("scope"),
+                scope=(found.get("scope") or "").lower() or None,
                 limit=_number(found.get("limit")),
                 current=_number(found.get("current")),
                 retry_after=retry_after,

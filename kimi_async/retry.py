@@ -42,7 +42,8 @@ def retry_delay(
     if not isinstance(error, RETRIED) or attempt >= max_attempts:
         return None
     asked = (error.retry_after or 0.0) if isinstance(error, APIStatusError) else 0.0
-    delay = max(chance * min(MAX_DELAY, FIRST_DELAY * 2.0 ** (attempt - 1)), asked)
+    doublings = min(attempt - 1, 1000)  # a float holds no more
+    delay = max(chance * min(MAX_DELAY, FIRST_DELAY * 2.0**doublings), asked)
     if delay > (max(MAX_RETRY_AFTER, MAX_DELAY) if patience is None else patience):
         return None
     return delay

@@ -27,6 +27,7 @@ MAX_REFUSALS = 20
 
 Trace = Callable[[str, dict[str, object]], Awaitable[None]]
 
+_FRAMING = {b"content-length", b"transfer-encoding"}
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
@@ -108,10 +109,10 @@ class RateLimitTransport(httpx.AsyncBaseTransport):
         if not isinstance(body, dict):
             return request, Cost(0)  # Kimi will answer 400
         cost = await self.counter.cost(body)
-        if "max_tokens" in body or "max_completion_tokens" in body:
+        if body.get("max_tokens") is not None or body.get("max_completion_tokens") is not None:
             return request, cost
-        content = json.dumps({**body, "max_tokens": cost.max_tokens}, ensure_ascii=False).encode()
-        headers = [(name, value) for name, value in request.headers.raw if name.lower() != b"content-length"]
+        content = json.dumps({**body, "max_tokens": cost.max_tokens}).encode()
+        headers = [(name, value) for name, value in request.headers.raw if name.lower() not in _FRAMING]
         explicit = httpx.Request(
             request.method, request.url, headers=headers, content=content, extensions=request.extensions
         )
@@ -141,7 +142,9 @@ class _Departure:
         self._began = False
 
     async def trace(self, event: str, info: dict[str, object]) -> None:
-        if event.endswith("send_request_body.complete"):
+        if getattr(info.get("request"), "method", None) == b"CONNECT":
+            pass  # a proxy is asked for a tunnel; the request itself comes later
+        elif event.endswith("send_request_body.complete"):
             if self._reservation.state == "pending":
                 self._reservation.sent()
         elif event.endswith("send_request_headers.started"):
@@ -184,4 +187,5 @@ async def _read(response: httpx.Response, reservation: Reservation) -> bytes:
         return await response.aread()
     except BaseException:
         reservation.end(answered=False)
+        await response.aclose()
         raise

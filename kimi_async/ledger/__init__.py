@@ -59,6 +59,9 @@ class Ledger(Protocol):
     def forecast(self, costs: Iterable[Cost]) -> Callable[[Cost], Denial]:
         """A function that says how long each further cost, in line behind ``costs``, would wait."""
 
+    def time_to_send(self, requests: int, tokens: int) -> float:
+        """Seconds until so many requests, costing so many tokens together, can all have been sent; a lower bound."""
+
     def usage(self) -> Usage:
         """How much of each budget is taken."""
 

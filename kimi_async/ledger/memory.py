@@ -93,6 +93,10 @@ class MemoryLedger:
             forecast.admit(cost)
         return forecast.admit
 
+    def time_to_send(self, requests: int, tokens: int) -> float:
+        """Seconds until so many requests, costing so many tokens together, can all have been sent; a lower bound."""
+        return self._books.time_to_send(self._time(), requests, tokens)
+
     def usage(self) -> Usage:
         """How much of each budget is taken."""
         return self._books.usage(self._time())

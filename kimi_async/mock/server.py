@@ -128,7 +128,10 @@ def spawn(settings: MockSettings, *, port: int = 0) -> Iterator[str]:
         RuntimeError: the process ended before it was ready; what it said is on standard error.
     """
     command = [sys.executable, "-m", "kimi_async.mock", str(port)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:  # noqa: S603 - our own
+    # A session of its own: Ctrl-C in the terminal is for us, and our requests in flight still want their answers.
+    with subprocess.Popen(  # noqa: S603 - our own
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as process:
         try:
             assert process.stdin is not None
             assert process.stdout is not None

@@ -1,0 +1,141 @@
+"""Lines of a batch file, in any of four forms, made into requests.
+
+=====================================================================  ========================================
+``{"custom_id", "method", "url", "body": {...}}``                      OpenAI's and Kimi's Batch form
+``{"prompt": "..."}``                                                  one prompt
+``{"messages": [...]}``                                                a conversation
+``"..."``                                                              a JSON string: one prompt
+=====================================================================  ========================================
+
+Next to ``prompt`` or ``messages`` a line may carry ``custom_id`` and any field of a request. A line without a
+``custom_id`` is called ``line-N`` after its number.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from kimi_async.chat import BatchRequest, as_messages
+from kimi_async.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What lines that leave it out get: fields of a request, and a system message."""
+
+    model: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    system: str | None = None
+
+    def fill(self, body: Mapping[str, object]) -> dict[str, object]:
+        """The body, with what it lacks."""
+        given = {"model": self.model, "temperature": self.temperature}
+        if "max_completion_tokens" not in body:
+            given["max_tokens"] = self.max_tokens
+        filled = {name: value for name, value in given.items() if value is not None} | dict(body)
+        messages = body.get("messages")
+        if self.system and isinstance(messages, list) and not _has_system(messages):
+            filled["messages"] = as_messages(messages, self.system)
+        return filled
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A line that is no request: what is wrong with it, and where."""
+
+    line: int
+    custom_id: str
+    problem: str
+
+
+def read_lines(path: Path, defaults: Defaults) -> Iterator[BatchRequest | BadLine]:
+    """The lines of a file, one at a time; blank ones are skipped."""
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if text := raw.removeprefix(b"\xef\xbb\xbf").strip():
+                yield parse_line(text, number, defaults)
+
+
+def survey(path: Path) -> set[str]:
+    """Read the whole file once, before anything is sent: the ``custom_id`` of each line, bad ones included.
+
+    Raises:
+        ConfigurationError: two lines have one ``custom_id``; their answers could not be told apart.
+        OSError: it cannot be read.
+    """
+    seen: dict[str, int] = {}
+    for line in read_lines(path, Defaults()):
+        number = line.line or 0
+        if first := seen.get(line.custom_id):
+            raise ConfigurationError(
+                f"{path.name}: lines {first} and {number} both have custom_id {line.custom_id!r}; make them differ"
+            )
+        seen[line.custom_id] = number
+    return set(seen)
+
+
+def parse_line(text: bytes, number: int, defaults: Defaults) -> BatchRequest | BadLine:
+    """One line, as a request or as what is wrong with it."""
+    custom_id = f"line-{number}"
+    try:
+        value = json.loads(text)
+        fields = _fields(value)
+        custom_id = _custom_id(fields, custom_id)
+        body = defaults.fill(_body(fields))
+        request = BatchRequest.model_validate({**fields, "custom_id": custom_id, "body": body})
+    except ValidationError as exc:
+        error = exc.errors()[0]
+        where = ".".join(map(str, error["loc"]))
+        return BadLine(number, custom_id, f"{where}: {error['msg']}")
+    except UnicodeDecodeError as exc:
+        return BadLine(number, custom_id, f"not UTF-8 at byte {exc.start + 1}")
+    except json.JSONDecodeError as exc:
+        return BadLine(number, custom_id, f"not JSON: {exc.msg} at column {exc.colno}")
+    except (TypeError, ValueError, RecursionError) as exc:
+        return BadLine(number, custom_id, str(exc))
+    request.line = number
+    return request
+
+
+def _fields(value: object) -> dict[str, object]:
+    if isinstance(value, str):
+        return {"prompt": value}
+    if not isinstance(value, dict):
+        raise TypeError(f"a {type(value).__name__}, where an object or a string is expected")
+    return value
+
+
+def _custom_id(fields: Mapping[str, object], fallback: str) -> str:
+    custom_id = fields.get("custom_id", fallback)
+    if not isinstance(custom_id, str) or not custom_id:
+        raise TypeError(f"custom_id is {custom_id!r}, where a text is expected")
+    return custom_id
+
+
+def _body(fields: dict[str, object]) -> dict[str, object]:
+    """The request of a line, whose messages are sure to be a list."""
+    if "body" in fields:
+        body = fields["body"]
+        if not isinstance(body, dict):
+            raise TypeError("body is no object")
+    else:
+        body = {name: value for name, value in fields.items() if name not in {"custom_id", "prompt"}}
+        prompt = fields.get("prompt")
+        if isinstance(prompt, str):
+            body["messages"] = as_messages(prompt)
+        elif prompt is not None:
+            raise TypeError("prompt is no text")
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise ValueError('neither a prompt nor messages: expected {"prompt": ...}, {"messages": [...]} or Batch form')
+    if not all(isinstance(message, dict) for message in messages):
+        raise ValueError("messages holds something that is no message")
+    return body
+
+
+def _has_system(messages: list[object]) -> bool:
+    return any(isinstance(message, dict) and message.get("role") == "system" for message in messages)

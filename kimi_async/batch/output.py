@@ -1,0 +1,142 @@
+"""The file of answers: lines in Batch output form, appended one by one, so that a run can be resumed.
+
+``{"id", "custom_id", "response": {"status_code", "request_id", "body"}, "error"}``; ``error`` is null where the
+request was answered, else ``{"code", "message"}``.
+"""
+
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Self
+
+from pydantic_core import to_json
+
+from kimi_async.chat import BatchResult
+from kimi_async.errors import APIStatusError, ConfigurationError
+
+from .lines import BadLine
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs on one file are not noticed there
+    fcntl = None  # type: ignore[assignment]
+
+
+class OutputFile:
+    """Answers that are there already, and those to come.
+
+    Opening it repairs what a killed run left behind: a torn last line is cut off, and the lines of failed requests
+    are dropped, for these are tried again. What is kept is written beside the file and moved into its place, so
+    nothing is lost if that is interrupted too.
+
+    Args:
+        path: created if need be.
+
+    Attributes:
+        answered: the ``custom_id`` of every request that needs no second try.
+
+    Raises:
+        ConfigurationError: the file holds something else than answers, or another run is writing it.
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.answered: set[str] = set()
+        self._file: BinaryIO = path.open("ab", buffering=0)
+        try:
+            self._lock()
+            if not self._survey():
+                self._rewrite()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _lock(self) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            raise ConfigurationError(f"{self.path} is being written by another run; wait for it") from exc
+
+    def _survey(self) -> bool:
+        """Note what is answered; whether the file can be appended to as it is."""
+        sound = True
+        for raw, custom_id in self._lines():
+            if custom_id is None or custom_id in self.answered:
+                sound = False
+            else:
+                self.answered.add(custom_id)
+                sound = sound and raw.endswith(b"\n")
+        return sound
+
+    def _lines(self) -> Iterator[tuple[bytes, str | None]]:
+        """Each line with the ``custom_id`` that it answers; None for one to drop."""
+        with self.path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                try:
+                    line = json.loads(raw)
+                    custom_id, failed = line["custom_id"], line["error"] is not None
+                except (ValueError, TypeError, KeyError) as exc:
+                    if not raw.endswith(b"\n"):
+                        yield raw, None  # torn: the run was killed while it wrote
+                        return
+                    raise ConfigurationError(
+                        f"{self.path}:{number} is no line of answers; choose another OUTPUT, or move this file away"
+                    ) from exc
+                yield raw, None if failed else custom_id
+
+    def _rewrite(self) -> None:
+        kept: set[str] = set()
+        with tempfile.NamedTemporaryFile(dir=self.path.parent, prefix=f".{self.path.name}.", delete=False) as copy:
+            try:
+                for raw, custom_id in self._lines():
+                    if custom_id is not None and custom_id not in kept:
+                        kept.add(custom_id)
+                        copy.write(raw.rstrip(b"\r\n") + b"\n")
+                copy.flush()
+                os.chmod(copy.name, self.path.stat().st_mode & 0o777)  # noqa: PTH101 - copy has a name, no path
+                Path(copy.name).replace(self.path)
+            except BaseException:
+                Path(copy.name).unlink(missing_ok=True)
+                raise
+        self._file.close()
+        self._file = self.path.open("ab", buffering=0)
+        self._lock()
+
+    def write(self, outcome: BatchResult | BadLine) -> None:
+        """Append one line; it is with the operating system when this returns."""
+        line = to_json(_line(outcome)) + b"\n"
+        while line:
+            line = line[self._file.write(line) :]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def _line(outcome: BatchResult | BadLine) -> dict[str, object]:
+    response: dict[str, object] | None = None
+    error: dict[str, object] | None = None
+    if isinstance(outcome, BadLine):
+        error = {"code": "invalid_line", "message": f"line {outcome.line}: {outcome.problem}", "line": outcome.line}
+    elif outcome.completion is not None:
+        body = outcome.completion.model_dump(mode="json", exclude_unset=True)
+        response = {"status_code": 200, "request_id": outcome.completion.request_id, "body": body}
+    else:
+        error = {"code": type(outcome.error).__name__, "message": str(outcome.error)}
+        if isinstance(outcome.error, APIStatusError):
+            status = outcome.error
+            response = {"status_code": status.status_code, "request_id": status.request_id, "body": status.body}
+    name = f"batch_req_{uuid.uuid4().hex[:24]}"
+    return {"id": name, "custom_id": outcome.custom_id, "response": response, "error": error}

@@ -1,0 +1,39 @@
+"""The command line. Exit status: 0 all answered, 1 some failed, 2 usage, 3 stopped early, 130 interrupted."""
+
+import sys
+
+from cyclopts import App, CycloptsError
+from rich.console import Console
+
+from kimi_async.errors import ConfigurationError
+
+from .batch import batch
+from .mock import mock
+
+USAGE = 2
+
+app = App(
+    name="kimi-async",
+    help="Kimi's chat completions, as fast as the account's limits allow and never faster.",
+    help_epilogue="The API key comes from MOONSHOT_API_KEY, the base URL from MOONSHOT_BASE_URL.",
+    error_formatter=lambda error: f"kimi-async: {error}",
+)
+app.command(batch)
+app.command(mock)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and exit with its status."""
+    stderr = Console(stderr=True, soft_wrap=True)
+    try:
+        status = app(arguments, exit_on_error=False, error_console=stderr, result_action="return_value")
+    except CycloptsError:
+        status = USAGE  # cyclopts has said what is wrong
+    except ConfigurationError as exc:
+        stderr.print(f"kimi-async: {exc}", markup=False, highlight=False)
+        status = USAGE
+    except OSError as exc:
+        what = f"{exc.filename}: {exc.strerror}" if exc.filename else exc
+        stderr.print(f"kimi-async: {what}", markup=False, highlight=False)
+        status = USAGE
+    sys.exit(status)

@@ -1,0 +1,48 @@
+"""Options that several commands share."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cyclopts import Group, Parameter
+
+from kimi_async.limits import RateLimits
+
+LIMITS = Group("Limits of the account")
+
+LimitsName = Literal["guide", "tier0", "tier1", "tier2", "tier3", "tier4", "tier5"]
+
+
+@Parameter(name="*", group=LIMITS)
+@dataclass(frozen=True, kw_only=True)
+class LimitOptions:
+    """What the account may do."""
+
+    limits: LimitsName | None = None
+    """Kimi's limits of a recharge tier, or the guide's free account. Default: tier0, or just the numbers given."""
+    concurrency: int | None = None
+    """Requests in flight at once."""
+    rpm: int | None = None
+    """Requests a minute."""
+    tpm: int | None = None
+    """Tokens a minute, max_tokens included."""
+    tpd: int | None = None
+    """Tokens a day, max_tokens included."""
+    minute: float = 60.0
+    """Seconds of a minute; other than 60 only for a mock on scaled time."""
+    day: float = 86_400.0
+    """Seconds of a day, likewise."""
+
+    def rate_limits(self) -> RateLimits:
+        """The limits meant: those named, with the numbers given put in; with numbers alone, the rest is unlimited."""
+        given = {"concurrency": self.concurrency, "rpm": self.rpm, "tpm": self.tpm, "tpd": self.tpd}
+        numbers = {name: number for name, number in given.items() if number is not None}
+        named = self.limits or (None if numbers else "tier0")
+        base = _named(named)
+        values = {budget: getattr(base, budget) for budget in given} | numbers
+        return RateLimits(**values, minute=self.minute, day=self.day)
+
+
+def _named(name: LimitsName | None) -> RateLimits:
+    if name is None:
+        return RateLimits()
+    return RateLimits.guide() if name == "guide" else RateLimits.tier(int(name.removeprefix("tier")))
