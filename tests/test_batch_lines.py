@@ -83,7 +83,12 @@ def test_defaults_fill_in_what_a_line_leaves_out():
         "temperature": 0.3,
         "messages": [{"role": "system", "content": "Be brief."}, *HELLO],
     }
-    own = {"model": "x", "max_completion_tokens": 5, "temperature": 1, "messages": [{"role": "system", "content": "s"}]}
+    own = {
+        "model": "x",
+        "max_completion_tokens": 5,
+        "temperature": 1,
+        "messages": [{"role": "system", "content": "s"}],
+    }
     assert parse({"body": own}, defaults).body == own
 
 
@@ -91,7 +96,10 @@ def test_blank_lines_and_a_byte_order_mark_are_skipped(tmp_path):
     """Numbers are those of the file."""
     file = tmp_path / "in.jsonl"
     file.write_bytes(b'\xef\xbb\xbf"a"\r\n\r\n   \n"b"')
-    assert [(line.line, line.body["messages"][0]["content"]) for line in read_lines(file, NONE)] == [(1, "a"), (4, "b")]
+    assert [(line.line, line.body["messages"][0]["content"]) for line in read_lines(file, NONE)] == [
+        (1, "a"),
+        (4, "b"),
+    ]
 
 
 def test_two_lines_of_one_name_are_refused_naming_both(tmp_path):

@@ -44,6 +44,8 @@ class OutputFile:
     """
 
     def __init__(self, path: Path) -> None:
+        if path.exists() and not path.is_file():
+            raise ConfigurationError(f"{path} is no regular file; answers are read again when a run is resumed")
         self.path = path
         self.answered: set[str] = set()
         self._file: BinaryIO = path.open("ab", buffering=0)

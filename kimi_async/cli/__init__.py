@@ -9,6 +9,7 @@ from kimi_async.errors import ConfigurationError
 
 from .batch import batch
 from .mock import mock
+from .options import STDIN
 
 USAGE = 2
 
@@ -24,9 +25,10 @@ app.command(mock)
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its status."""
+    tokens = [STDIN if token == "-" else token for token in arguments or sys.argv[1:]]
     stderr = Console(stderr=True, soft_wrap=True)
     try:
-        status = app(arguments, exit_on_error=False, error_console=stderr, result_action="return_value")
+        status = app(tokens, exit_on_error=False, error_console=stderr, result_action="return_value")
     except CycloptsError:
         status = USAGE  # cyclopts has said what is wrong
     except ConfigurationError as exc:

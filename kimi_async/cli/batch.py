@@ -21,14 +21,14 @@ from kimi_async.events import Event, Refused, Retrying
 from kimi_async.ledger import open_ledger
 from kimi_async.mock import MockSettings, spawn
 
-from .options import LimitOptions
+from .options import STDIN, LimitOptions
 from .progress import Progress, summary
 
 ANSWERED, FAILED, USAGE, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def batch(
-    input: Annotated[str, Parameter(name="INPUT")],  # noqa: A002 - the name on the command line
+    input: Annotated[str, Parameter(name="INPUT")],  # noqa: A002 - its name to the user
     /,
     *,
     output: Annotated[Path, Parameter(alias="-o")],
@@ -173,7 +173,7 @@ class _Interrupts:
 @contextlib.contextmanager
 def _on_disk(name: str) -> Iterator[Path]:
     """The input as a file that can be read twice; standard input is copied to one."""
-    if name != "-":
+    if name != STDIN:
         yield Path(name)
         return
     with tempfile.TemporaryDirectory() as directory:

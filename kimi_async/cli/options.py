@@ -7,6 +7,9 @@ from cyclopts import Group, Parameter
 
 from kimi_async.limits import RateLimits
 
+STDIN = "standard input"
+"""What ``-`` becomes before cyclopts sees it, which takes a lone hyphen for an option."""
+
 LIMITS = Group("Limits of the account")
 
 LimitsName = Literal["guide", "tier0", "tier1", "tier2", "tier3", "tier4", "tier5"]

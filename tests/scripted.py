@@ -1,0 +1,118 @@
+"""A scripted gateway for tests: an inner transport on virtual time that traces as httpcore does."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import httpx
+
+OVERLOADED = ("engine_overloaded_error", "The engine is currently overloaded, please try again later")
+NO_BALANCE = ("exceeded_current_quota_error", "Your account is suspended due to insufficient balance")
+TEXTS = {
+    "concurrency": "max organization concurrency: {limit}, please try again after 1 seconds",
+    "rpm": "organization max RPM: {limit}, please try again after 1 seconds",
+    "tpm": "organization TPM rate limit, current: {current}, limit: {limit}",
+    "tpd": "organization TPD rate limit, current: {current}, limit: {limit}",
+}
+
+
+class Body(httpx.AsyncByteStream):
+    """An answer's body, in chunks that take their time, and perhaps an end before its time."""
+
+    def __init__(self, *chunks, seconds=0.0, fails=None):
+        self.chunks, self.seconds, self.fails, self.closed = chunks, seconds, fails, 0
+
+    async def __aiter__(self):
+        for chunk in self.chunks:
+            await asyncio.sleep(self.seconds)
+            yield chunk
+        if self.fails is not None:
+            raise self.fails
+
+    async def aclose(self):
+        self.closed += 1
+
+
+@dataclass
+class Step:
+    """How one attempt goes. ``fails`` is raised at the end of the phase that ``at`` names."""
+
+    status: int = 200
+    content: bytes | Body = b""
+    headers: dict | None = None
+    connect: float = 0.0
+    write: float = 0.0
+    think: float = 0.0
+    fails: Callable[[], BaseException] | None = None
+    at: str = "connect"
+    prefix: str = "http11"
+
+
+class Scripted(httpx.AsyncBaseTransport):
+    """Connects, writes and answers as its steps say, the last of them for ever."""
+
+    def __init__(self, *steps):
+        self.steps = list(steps)
+        self.requests, self.written, self.bodies, self.closed = [], [], [], False
+
+    @property
+    def payloads(self):
+        """The JSON of each request."""
+        return [json.loads(request.content) for request in self.requests]
+
+    async def handle_async_request(self, request):
+        step = self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
+        trace = request.extensions.get("trace") or ignore
+        self.requests.append(request)
+        await trace("connection.connect_tcp.started", {})
+        await phase(step, "connect", trace, "connection.connect_tcp")
+        info = {"request": httpx.Request(request.method.encode(), request.url)}
+        await trace(f"{step.prefix}.send_request_headers.started", info)
+        await trace(f"{step.prefix}.send_request_headers.complete", info)
+        await trace(f"{step.prefix}.send_request_body.started", info)
+        await phase(step, "write", trace, f"{step.prefix}.send_request_body")
+        self.written.append(asyncio.get_running_loop().time() - 1000.0)
+        await trace(f"{step.prefix}.send_request_body.complete", info)
+        await phase(step, "think", trace, f"{step.prefix}.receive_response_headers")
+        body = step.content if isinstance(step.content, Body) else Body(step.content)
+        self.bodies.append(body)
+        return httpx.Response(step.status, headers=step.headers, stream=body)
+
+    async def aclose(self):
+        self.closed = True
+
+
+async def phase(step, name, trace, event):
+    """Let a phase take its time, and fail if it is the one."""
+    await asyncio.sleep(getattr(step, name))
+    if step.fails is not None and step.at == name:
+        await trace(f"{event}.failed", {})
+        raise step.fails()
+
+
+async def ignore(event, info):
+    """A trace that nobody asked for."""
+
+
+def answer(content="hello", *, prompt_tokens=5, **step):
+    """A completion."""
+    body = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "kimi-k2.6",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": 2, "total_tokens": prompt_tokens + 2},
+    }
+    return Step(content=json.dumps(body).encode(), headers={"Msh-Request-Id": "req-1"}, **step)
+
+
+def error(status, kind, message, **step):
+    """Kimi's envelope."""
+    return Step(status, json.dumps({"error": {"message": message, "type": kind}}).encode(), **step)
+
+
+def refused(budget, limit=0, current=0, **step):
+    """A 429 for one of the account's budgets."""
+    return error(429, "rate_limit_reached_error", TEXTS[budget].format(limit=limit, current=current), **step)
