@@ -21,7 +21,7 @@ ATTEMPTS = 10
 
 
 async def kimi_async(base_url: str, limits: RateLimits) -> Ask:
-    """This package."""
+    """``AsyncKimi``: one call for each prompt, all at once."""
     kimi = AsyncKimi(api_key=API_KEY, base_url=base_url, limits=limits, on_event=lambda event: None)
     await kimi.counter.load()
 

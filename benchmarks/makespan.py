@@ -61,6 +61,10 @@ def run(*, policy: Policy = "sliding", rounds: int = 2, seed: int = 1) -> Report
     samples = [_sample(name, prompts, policy) for _ in range(rounds) for name in COMPARED]
     waits = [departure.waited_for for departure in departures]
     tokens = sum(prompt.tokens for prompt in prompts)
+    intent = (
+        f"{len(prompts)} requests, {tokens:,} tokens; the gateway counts with policy {policy}. "
+        f"The ideal is {best:.2f} s; in it {waits.count('rpm')} requests wait for RPM, {waits.count('tpm')} for TPM."
+    )
     return Report(
         name="makespan" if policy == "sliding" else f"makespan-{policy}",
         parameters={
@@ -74,11 +78,7 @@ def run(*, policy: Policy = "sliding", rounds: int = 2, seed: int = 1) -> Report
             "ideal": best,
             "ideal_waits": {budget: waits.count(budget) for budget in ("concurrency", "rpm", "tpm")},
         },
-        summary=[
-            f"{len(prompts)} requests of {tokens:,} tokens in all; policy {policy}; the ideal is {best:.2f} s, in which "
-            f"{waits.count('rpm')} requests wait for RPM, {waits.count('tpm')} for TPM.",
-            _table(samples, best, len(prompts)),
-        ],
+        summary=[intent, _table(samples, best, len(prompts))],
         samples=[{**asdict(sample), "ratio": sample.seconds / best} for sample in samples],
     )
 
@@ -88,9 +88,7 @@ def _sample(name: str, prompts: list[Prompt], policy: Policy) -> Sample:
     with gateway(settings) as base_url:
         seconds, answered = measured(_submit_all, name, base_url, prompts)
         stats = httpx.get(f"{base_url}/stats", trust_env=False).json()
-    return Sample(
-        name, seconds, answered, stats["refused"], stats["max_window_requests"], stats["max_window_tokens"]
-    )
+    return Sample(name, seconds, answered, stats["refused"], stats["max_window_requests"], stats["max_window_tokens"])
 
 
 async def _submit_all(name: str, base_url: str, prompts: list[Prompt]) -> tuple[float, int]:
@@ -118,5 +116,13 @@ def _table(samples: Sequence[Sample], best: float, requests: int) -> Table:
                 spread([sample.most_tokens for sample in own], 0),
             ]
         )
-    header = ("contender", "seconds", "times ideal", "refusals", "answered", "most in a minute", "most tokens in a minute")
+    header = (
+        "contender",
+        "seconds",
+        "times ideal",
+        "refusals",
+        "answered",
+        "most requests a minute",
+        "most tokens a minute",
+    )
     return Table(header, rows)

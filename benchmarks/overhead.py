@@ -20,6 +20,9 @@ COMPARED = ("kimi_async", "httpx", "httpx, unlimited connections", "AsyncOpenAI"
 BODIES = 50
 LEAST_REQUESTS = 300
 LEAST_SECONDS = 1.5
+MOST_SECONDS = 8.0
+"""Of a warm-up, and of a measurement."""
+
 NOT_REPEATED = 12.0
 """Seconds. What took longer once is measured no more than once."""
 
@@ -84,45 +87,65 @@ def _level(concurrency: int, base_url: str, prompts: list[Prompt], rounds: int) 
 
 
 async def _measure(name: str, base_url: str, concurrency: int, prompts: list[Prompt]) -> tuple[int, float, float]:
-    """Requests, seconds of CPU and seconds, in a closed loop of ``concurrency`` workers.
-
-    The measurement begins and ends with a whole number of requests for each worker, since many at a time are
-    written, and then as many read.
-    """
+    """Requests, seconds of CPU and seconds, in a closed loop of ``concurrency`` workers."""
     unlimited = 10**12
     limits = RateLimits(concurrency=concurrency, rpm=unlimited, tpm=unlimited, tpd=unlimited)
     ask = await CONTENDERS[name](base_url, limits)
-    warm_up = max(concurrency, 2 * BODIES)
-    done: asyncio.Future[tuple[int, float, float]] = asyncio.get_running_loop().create_future()
-    answered = 0
-    begin = (0.0, 0.0)
+    meter = _Meter(concurrency)
 
     async def work(number: int) -> None:
-        nonlocal answered, begin
-        while not done.done():
+        while not meter.done:
             if not await ask(prompts[number % len(prompts)]):
                 raise RuntimeError(f"{name} was not answered")
             number += 1
-            answered += 1
-            if answered == warm_up:
-                begin = (time.process_time(), time.perf_counter())
-            measured_so_far = answered - warm_up
-            if measured_so_far >= LEAST_REQUESTS and measured_so_far % concurrency == 0:
-                cpu, seconds = time.process_time() - begin[0], time.perf_counter() - begin[1]
-                if seconds >= LEAST_SECONDS and not done.done():
-                    done.set_result((measured_so_far, cpu, seconds))
+            meter.answered()
 
     workers = [asyncio.create_task(work(number)) for number in range(concurrency)]
-    await asyncio.wait([done, *workers], return_when=asyncio.FIRST_COMPLETED)
-    if not done.done():
-        await asyncio.gather(*workers)  # one of them failed, and says why
-    return done.result()
+    while not meter.done:
+        finished, _ = await asyncio.wait(workers, timeout=MOST_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        for worker in finished:
+            worker.result()
+    return meter.requests, meter.cpu, meter.seconds
+
+
+class _Meter:
+    """Counts answers: first those of a warm-up, which opens each connection, then those that are measured.
+
+    The measurement holds a whole number of requests for each worker, since many at a time are written, and then as
+    many read; unless that would take more than ``MOST_SECONDS``.
+    """
+
+    def __init__(self, concurrency: int) -> None:
+        self._concurrency = concurrency
+        self._warm_up = max(concurrency, 2 * BODIES)
+        self._warm = False
+        self._began = (time.process_time(), time.perf_counter())
+        self.done = False
+        self.requests = 0
+        self.cpu = 0.0
+        self.seconds = 0.0
+
+    def answered(self) -> None:
+        """One more."""
+        if self.done:
+            return
+        self.requests += 1
+        self.seconds = time.perf_counter() - self._began[1]
+        late = self.seconds > MOST_SECONDS
+        if not self._warm:
+            self._warm = late or self.requests == self._warm_up
+            if self._warm:
+                self.requests = 0
+                self._began = (time.process_time(), time.perf_counter())
+            return
+        whole = self.requests >= LEAST_REQUESTS and self.requests % self._concurrency == 0
+        self.done = late or (whole and self.seconds >= LEAST_SECONDS)
+        if self.done:
+            self.cpu = time.process_time() - self._began[0]  # a system call, and not always a cheap one
 
 
 def _of(samples: list[Sample], name: str, concurrency: int) -> list[float]:
-    return [
-        sample.milliseconds for sample in samples if (sample.contender, sample.concurrency) == (name, concurrency)
-    ]
+    return [sample.milliseconds for sample in samples if (sample.contender, sample.concurrency) == (name, concurrency)]
 
 
 def _table(samples: list[Sample]) -> Table:

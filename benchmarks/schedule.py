@@ -5,12 +5,12 @@ admitted at the earliest time at which all of these hold: its predecessor has be
 requests are under way; with it, no more than ``rpm`` requests and ``tpm`` tokens were admitted in the last minute,
 and no more than ``tpd`` tokens in the last day.
 
-**Why nothing is faster.** Compare it with any other schedule that keeps the order and the limits, and say that each
-of the first ``i`` requests is admitted there no earlier than here, which is true of none. Request ``i`` waits for its
-predecessor and, in each budget, until enough of the *oldest* amounts have left: for the admission of some request
-``j < i`` plus a constant (the window, or the latency of a slot; which ``j`` it is follows from the amounts alone, not
-from any time). All of these are no earlier there than here, hence neither is their maximum, and by induction the
-other schedule is nowhere ahead: this one is optimal for every request at once, the last one included.
+**Why nothing is faster.** Take any other schedule that keeps the order and the limits; by induction it admits no
+request earlier. Say that holds for all requests before ``i``. Request ``i`` waits for its predecessor and, in each
+budget, until enough of the *oldest* amounts have left: for the admission of some ``j < i`` plus a constant (the
+window, or the latency of a slot), where ``j`` follows from the amounts alone and not from any time. None of these is
+earlier there than here, hence neither is the latest of them. So this schedule is optimal for every request at once,
+the last one included.
 
 That holds for a given order and for one latency. Another order may pack the windows better, which a client that
 serves first come, first served may not do.

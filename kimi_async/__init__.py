@@ -10,7 +10,8 @@
 ==============================  ==========================================================================
 limits, errors, events          what an account may do; what can go wrong; what is told on the way
 window, budgets                 the sliding log; the rule of admission and its proof. Pure arithmetic
-ledger, line, pace, limiter     where reservations are recorded; who is next; smoothing; ``RateLimiter``
+ledger, reservation             where costs are recorded; one cost held, from admission to its one ending
+line, pace, limiter             who is next; smoothing; ``RateLimiter``
 refusal, responses, retry       what a 429 says; which exception an answer becomes; what is tried again
 vocabulary, tokens, models      Kimi's tokens, exactly; what each model can do and costs
 connections, transport          the connection pool; ``RateLimitTransport``, where limiting happens
@@ -42,8 +43,9 @@ from .errors import (
     WaitTooLong,
 )
 from .ledger import open_ledger
-from .limiter import RateLimiter, Reservation
+from .limiter import RateLimiter
 from .limits import Cost, RateLimits, Usage
+from .reservation import Reservation
 from .tokens import TokenCounter
 from .transport import RateLimitTransport
 

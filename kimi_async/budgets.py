@@ -28,7 +28,6 @@ has to wait is let in at the very moment at which the oldest one leaves the wind
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 from zoneinfo import ZoneInfo
@@ -105,12 +104,12 @@ class Budgets:
     def __init__(self, limits: RateLimits, *, epoch: float = 0.0) -> None:
         self.guard = GUARD * limits.minute
         self._quiet_at = math.inf
-        self._minute = SlidingLog(limits.minute + self.guard)
-        self._day: SlidingLog | CalendarLog
+        self.minute = SlidingLog(limits.minute + self.guard)
+        self.day: SlidingLog | CalendarLog
         if limits.day_zone is None:
-            self._day = SlidingLog(limits.day + self.guard, resolution=limits.day / DAY_BUCKETS)
+            self.day = SlidingLog(limits.day + self.guard, resolution=limits.day / DAY_BUCKETS)
         else:
-            self._day = CalendarLog(ZoneInfo(limits.day_zone), epoch, self.guard)
+            self.day = CalendarLog(ZoneInfo(limits.day_zone), epoch, self.guard)
         self._requests_sent = 0
         self._tokens_charged = 0
         self._in_flight = 0
@@ -139,7 +138,7 @@ class Budgets:
         """Take all four budgets for a cost, or none of them."""
         if now >= self._quiet_at:
             self._relax_guard(now)
-        minute, day = self._minute, self._day
+        minute, day = self.minute, self.day
         if now >= minute.due:
             minute.expire(now)
         if now >= day.due:
@@ -164,7 +163,7 @@ class Budgets:
         return charge
 
     def _denial(self, now: float, tokens: int) -> Denial | None:
-        minute, day = self._minute, self._day
+        minute, day = self.minute, self.day
         denials = [Denial(budget, until - now) for budget, until in self._pauses.items() if until > now + TICK]
         if minute.requests + self._pending + 1 > self._rpm:
             excess = minute.requests + self._pending + 1 - int(self._rpm)
@@ -196,6 +195,11 @@ class Budgets:
         self.probe = None
         self._streak = 0
 
+    @property
+    def paused_until(self) -> float:
+        """The time at which the last pause ends; minus infinity where there is none."""
+        return max(self._pauses.values(), default=-math.inf)
+
     def sent(self, now: float, charge: Charge) -> None:
         """The request has been written to its connection."""
         if charge.state != "pending":
@@ -205,8 +209,8 @@ class Budgets:
         self._tokens_charged += charge.tokens
         self._pending -= 1
         self._pending_tokens -= charge.tokens
-        charge.minute_entry = self._minute.add(now, 1, charge.tokens)
-        charge.day_entry = self._day.add(now, 1, charge.tokens)
+        charge.minute_entry = self.minute.add(now, 1, charge.tokens)
+        charge.day_entry = self.day.add(now, 1, charge.tokens)
 
     def end(self, charge: Charge, *, answered: bool) -> None:
         """Give the slot of a sent request back.
@@ -217,9 +221,9 @@ class Budgets:
             raise RuntimeError("a reservation that may have been sent counts as sent: mark it before it ends")
         self._close(charge)
         if charge is self.probe:
-            if answered:
-                self._resume()
             self.probe = None
+            if answered and charge.round == self._round:  # else another refusal has come meanwhile
+                self._resume()
 
     def cancel(self, charge: Charge) -> None:
         """Give everything back, without a trace; only before the request was sent."""
@@ -246,15 +250,15 @@ class Budgets:
         """
         if charge.state == "pending":
             self.sent(now, charge)
-        self._minute.expire(now)
-        self._day.expire(now)
+        self.minute.expire(now)
+        self.day.expire(now)
         adopted = self._adopt(refusal)
         foreign = self._book_foreign(now, refusal)
         explained = foreign > 0 or self._over(refusal.budget)
         self._close(charge)
         self._tokens_charged -= charge.tokens
-        self._minute.retract(now, charge.minute_entry, charge.tokens)
-        self._day.retract(now, charge.day_entry, charge.tokens)
+        self.minute.retract(now, charge.minute_entry, charge.tokens)
+        self.day.retract(now, charge.day_entry, charge.tokens)
         if charge is self.probe:
             self.probe = None
         if refusal.budget == "tpd" and refusal.retry_after:
@@ -273,7 +277,7 @@ class Budgets:
     def _book_foreign(self, now: float, refusal: Refusal) -> int:
         if refusal.current is None or refusal.budget not in {"tpm", "tpd"}:
             return 0
-        log = self._minute if refusal.budget == "tpm" else self._day
+        log = self.minute if refusal.budget == "tpm" else self.day
         foreign = max(refusal.current - log.tokens, 0)
         if foreign:
             log.add(now, 0, foreign)
@@ -284,10 +288,10 @@ class Budgets:
         if budget == "concurrency":
             return self._in_flight > self._slots
         if budget == "rpm":
-            return self._minute.requests > self._rpm
+            return self.minute.requests > self._rpm
         if budget == "tpm":
-            return self._minute.tokens > self._tpm
-        return self._day.tokens > self._tpd
+            return self.minute.tokens > self._tpm
+        return self.day.tokens > self._tpd
 
     def pause(self, now: float, charge: Charge, refusal: Refusal) -> float:
         """Close a budget whose refusal our books do not explain; the seconds it stays closed.
@@ -318,74 +322,30 @@ class Budgets:
 
     def _set_guard(self, guard: float) -> None:
         self.guard = guard
-        self._minute.span = self._limits.minute + guard
-        self._minute.due = -math.inf
+        self.minute.span = self._limits.minute + guard
+        self.minute.due = -math.inf
 
     def usage(self, now: float) -> Usage:
         """How much of each budget is taken."""
-        self._minute.expire(now)
-        self._day.expire(now)
+        self.minute.expire(now)
+        self.day.expire(now)
         limits, pending = self._limits, self._pending_tokens
         return Usage(
             concurrency=BudgetUsage(self._in_flight, limits.concurrency),
-            rpm=BudgetUsage(self._minute.requests + self._pending, limits.rpm),
-            tpm=BudgetUsage(self._minute.tokens + pending, limits.tpm),
-            tpd=BudgetUsage(self._day.tokens + pending, limits.tpd),
+            rpm=BudgetUsage(self.minute.requests + self._pending, limits.rpm),
+            tpm=BudgetUsage(self.minute.tokens + pending, limits.tpm),
+            tpd=BudgetUsage(self.day.tokens + pending, limits.tpd),
             guard=self.guard,
             requests_sent=self._requests_sent,
             tokens_charged=self._tokens_charged,
         )
 
-    def time_to_send(self, now: float, requests: int, tokens: int) -> float:
-        """Seconds until so many requests, costing so many tokens together, can all have been sent.
-
-        As if they were a fluid and slots were free: a lower bound. What a window lets out comes back one span later,
-        so whole windows are counted and the log says when there is room for the rest.
-        """
-        usage, span = self.usage(now), self._minute.span
-        wait = max(
-            _drain(requests, usage.rpm, span, lambda rest: self._minute.wait(now, rest, 0)),
-            _drain(tokens, usage.tpm, span, lambda rest: self._minute.wait(now, 0, rest)),
-            _drain(tokens, usage.tpd, self._limits.day, lambda rest: self._day.wait(now, 0, rest)),
-        )
-        return max([wait, *(until - now for until in self._pauses.values())])
-
-    def forecast(self, now: float) -> "Forecast":
-        """When costs that join the line now would be admitted."""
+    def replica(self, now: float) -> "Budgets":
+        """A copy to play on: what is pending counts as sent now, and slots are free."""
         twin = Budgets(self._limits.with_limit("concurrency", None))
         twin._set_guard(self.guard)
-        twin._minute, twin._day = self._minute.copy(), self._day.copy()
-        for log in (twin._minute, twin._day):
+        twin.minute, twin.day = self.minute.copy(), self.day.copy()
+        for log in (twin.minute, twin.day):
             log.expire(now)
             log.add(now, self._pending, self._pending_tokens)
-        return Forecast(twin, now, max([now, *self._pauses.values()]))
-
-
-def _drain(amount: int, taken: BudgetUsage, span: float, wait: Callable[[int], float]) -> float:
-    """Seconds until an amount fits a window of which some is taken; ``wait`` says when so much of that has left."""
-    if taken.limit is None or amount <= (room := taken.limit - taken.used):
-        return 0.0
-    windows, rest = divmod(amount - room - 1, taken.limit)
-    return windows * span + wait(rest + 1)
-
-
-class Forecast:
-    """Admission times of costs that come one after the other, as if slots were free.
-
-    It replays the rule itself on a copy of the books. What waits for a slot waits longer, so it is a lower bound,
-    exact wherever RPM, TPM or TPD bind.
-    """
-
-    def __init__(self, books: Budgets, now: float, earliest: float) -> None:
-        self._books = books
-        self._now = now
-        self._at = earliest
-
-    def admit(self, cost: Cost) -> Denial:
-        """How long the next cost waits, in seconds from the forecast's beginning, and what for in the end."""
-        reason: Budget | Literal["probe"] = "concurrency"
-        while isinstance(verdict := self._books.reserve(self._at, cost), Denial):
-            reason = verdict.reason
-            self._at += verdict.wait
-        self._books.sent(self._at, verdict)
-        return Denial(reason, self._at - self._now)
+        return twin

@@ -2,10 +2,9 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
-from types import TracebackType
 from typing import Literal
 
 from .budgets import MAX_GUARD, WINDOWED
@@ -17,82 +16,7 @@ from .limits import Cost, RateLimits, Usage
 from .line import Line, Waiter
 from .pace import Pace
 from .refusal import Refusal
-
-
-class Reservation:
-    """A cost held against the budgets, from admission to exactly one ending.
-
-    Call ``sent`` when the request has been written to its connection; the budgets count it from that moment.
-    Then one of ``end``, ``refused``, or, only before it was sent, ``cancel``, which gives everything back.
-
-    Attributes:
-        cost: what is held.
-        place: the place in line that it came from; hand it to ``acquire`` to stand there again.
-    """
-
-    __slots__ = ("_charge", "_limiter", "cost", "place")
-
-    def __init__(self, limiter: "RateLimiter", charge: Charge, cost: Cost, place: int) -> None:
-        self._limiter = limiter
-        self._charge = charge
-        self.cost = cost
-        self.place = place
-
-    @property
-    def state(self) -> Literal["pending", "sent", "ended"]:
-        """``"pending"`` until the request was sent, then ``"sent"``, and ``"ended"`` after its one ending."""
-        return self._charge.state
-
-    def sent(self) -> None:
-        """The request has left. Raises RuntimeError when called again, or after the ending."""
-        self._limiter.ledger.sent(self._charge)
-
-    def cancel(self) -> None:
-        """Give everything back: the request was never sent. Raises RuntimeError if it was, or has ended."""
-        self._limiter.ledger.cancel(self._charge)
-
-    def end(self, *, answered: bool = True) -> None:
-        """Give the slot back; the tokens stay charged, as they do at the gateway.
-
-        One never marked sent counts as sent now, the cautious ending. ``answered`` says whether the gateway let
-        the request in, as far as is known. Raises RuntimeError if the reservation has ended already.
-        """
-        self._limiter.ledger.end(self._charge, answered=answered)
-
-    def refused(self, refusal: Refusal) -> None:
-        """End it as refused by the gateway, and let the ledger learn why."""
-        self._limiter._refused(self._charge, refusal)  # noqa: SLF001 - a reservation is the limiter's own handle
-
-    def __repr__(self) -> str:
-        return f"<Reservation of {self.cost.tokens:,} tokens, {self.state}>"
-
-
-class Acquisition:
-    """What ``acquire`` returns: ``async with`` it for a block, or ``await`` it for the bare reservation."""
-
-    __slots__ = ("_cost", "_limiter", "_max_wait", "_place", "_reservation")
-
-    def __init__(self, limiter: "RateLimiter", cost: Cost, max_wait: float | None, place: int | None) -> None:
-        self._limiter = limiter
-        self._cost = cost
-        self._max_wait = max_wait
-        self._place = place
-
-    def __await__(self) -> Generator[object, None, Reservation]:
-        return self._limiter._admit(self._cost, self._max_wait, self._place).__await__()  # noqa: SLF001
-
-    async def __aenter__(self) -> Reservation:
-        limiter = self._limiter
-        # Twice what _admit does, to spare the uncontended case a coroutine.
-        reservation = limiter._try(self._cost, self._place)  # noqa: SLF001
-        self._reservation = reservation or await self
-        return self._reservation
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._reservation.state != "ended":
-            self._reservation.end(answered=kind is None)
+from .reservation import Acquisition, Reservation
 
 
 class RateLimiter:
@@ -165,7 +89,7 @@ class RateLimiter:
         Raises:
             RequestTooLarge: there will never be room.
         """
-        reservation = self._try(cost, None)
+        reservation = self.admit_now(cost)
         if reservation is None:
             self._refuse_impossible(cost)
         return reservation
@@ -200,6 +124,8 @@ class RateLimiter:
 
     def close(self) -> None:
         """Let nobody in any more: whoever waits, or comes later, gets LimiterClosed. What is under way goes on."""
+        if self._closed:
+            return
         self._closed = True
         self._join(Waiter(-1, Cost(0)))  # stands at the head for ever, so that nobody is served without a look
         for waiter in self._line:
@@ -215,29 +141,30 @@ class RateLimiter:
     def usage(self) -> Usage:
         """A snapshot of the four budgets and of the line."""
         usage = self.ledger.usage()
-        if not self._line or self._denial is None:
-            return replace(usage, waiting=len(self._line))
+        waiting = len(self._line) - self._closed
+        if not waiting or self._denial is None:
+            return replace(usage, waiting=waiting)
         left = self._denied_until - asyncio.get_running_loop().time()
         next_in = None if math.isinf(left) else max(left, 0.0)
-        return replace(usage, waiting=len(self._line), binding=self._denial.reason, next_in=next_in)
+        return replace(usage, waiting=waiting, binding=self._denial.reason, next_in=next_in)
 
     def __repr__(self) -> str:
         return f"<RateLimiter {self.usage()}>"
 
     # -- admission --------------------------------------------------------------------------------------------
 
-    def _try(self, cost: Cost, place: int | None) -> Reservation | None:
-        if self._line.head is not None or not self._pace.take():
+    def admit_now(self, cost: Cost, place: int | None = None) -> Reservation | None:
+        """A reservation if there is room now and nobody waits: what the three verbs have in common."""
+        if self._line.head is not None or not self._pace.ready():
             return None
         verdict = self.ledger.reserve(cost)
         if isinstance(verdict, Denial):
-            self._pace.put_back()
             return None
+        self._pace.take()
         return Reservation(self, verdict, cost, next(self._places) if place is None else place)
 
-    async def _admit(self, cost: Cost, max_wait: float | None, place: int | None) -> Reservation:
-        if reservation := self._try(cost, place):
-            return reservation
+    async def admit_in_turn(self, cost: Cost, max_wait: float | None, place: int | None) -> Reservation:
+        """Stand in line until the cost is admitted: the waiting half of ``acquire``."""
         self._refuse_impossible(cost)
         self._refuse_long_wait(cost, max_wait)
         waiter = Waiter(next(self._places) if place is None else place, cost)
@@ -246,7 +173,7 @@ class RateLimiter:
             async with asyncio.timeout(max_wait):
                 charge = await self._turn(waiter, max_wait)
         except TimeoutError as exc:
-            raise self._too_late(max_wait or 0.0) from exc
+            raise self._too_late(waiter, max_wait or 0.0) from exc
         finally:
             self._leave(waiter)
         return Reservation(self, charge, cost, waiter.place)
@@ -308,7 +235,8 @@ class RateLimiter:
 
     # -- what happens to a reservation ------------------------------------------------------------------------
 
-    def _refused(self, charge: Charge, refusal: Refusal) -> None:
+    def learn(self, charge: Charge, refusal: Refusal) -> None:
+        """End a refused reservation, and draw the lessons: ``Reservation.refused`` comes here."""
         configured = self.limits
         lesson = self.ledger.refuse(charge, refusal)
         budget = refusal.budget
@@ -368,8 +296,8 @@ class RateLimiter:
                 resets_in=denial.wait,
             )
 
-    def _too_late(self, max_wait: float) -> WaitTooLong:
-        budget = "concurrency" if self._denial is None else self._denial.reason
+    def _too_late(self, waiter: Waiter, max_wait: float) -> WaitTooLong:
+        budget = "pace" if waiter.admitted else self._denial.reason if self._denial else "concurrency"
         return WaitTooLong(
             f"still in line for {budget} after {max_wait:g} s", wait=max_wait, max_wait=max_wait, budget=budget
         )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from .errors import ConfigurationError
 
@@ -74,8 +75,16 @@ class RateLimits:
                 raise ConfigurationError(f"{budget}={limit}: a limit is at least 1, or None for unlimited")
         if not 0 < self.minute <= self.day:
             raise ConfigurationError(f"minute={self.minute}, day={self.day}: need 0 < minute <= day, in seconds")
-        if self.day_zone is not None and self.day != 86_400.0:
-            raise ConfigurationError(f"day_zone={self.day_zone!r} needs a day of 86,400 s, not {self.day:g}")
+        if self.day_zone is not None:
+            self._check_zone(self.day_zone)
+
+    def _check_zone(self, name: str) -> None:
+        if self.day != 86_400.0:
+            raise ConfigurationError(f"day_zone={name!r} needs a day of 86,400 s, not {self.day:g}")
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError) as exc:
+            raise ConfigurationError(f"day_zone={name!r} is no time zone; try one like 'Asia/Shanghai'") from exc
 
     @classmethod
     def tier(cls, number: int) -> Self:

@@ -36,33 +36,26 @@ class Pace:
         self._quanta = AsyncLimiter(1, interval * self._burst) if interval else None
         self._left = 0
 
-    def take(self) -> bool:
-        """Let one request leave now, if one may."""
+    def ready(self) -> bool:
+        """Whether one request may leave now."""
+        return self._left > 0 or self._quanta is None or self._quanta.has_capacity()
+
+    def take(self) -> None:
+        """Let one request leave; only when ``ready``."""
         if self._left:
             self._left -= 1
-            return True
-        if self._quanta is None:
-            return True
-        if not self._quanta.has_capacity():
-            return False
-        # With capacity at hand aiolimiter's acquire() runs to its end without suspending.
-        with contextlib.suppress(StopIteration):
-            self._quanta.acquire().send(None)
-        self._left = self._burst - 1
-        return True
-
-    def put_back(self) -> None:
-        """The request that ``take`` let go does not leave after all."""
-        self._left += 1
+        elif self._quanta is not None:
+            # With capacity at hand aiolimiter's acquire() runs to its end without suspending.
+            with contextlib.suppress(StopIteration):
+                self._quanta.acquire().send(None)
+            self._left = self._burst - 1
 
     async def wait(self) -> None:
         """Let one request leave, as soon as it may."""
-        if self._quanta is None:
-            return
-        if not self._left:
+        if not self.ready() and self._quanta is not None:
             await self._quanta.acquire()
             self._left = self._burst
-        self._left -= 1
+        self.take()
 
     def slow(self) -> bool:
         """Space requests out further, for a gateway that refuses bursts; False when that has been tried enough."""

@@ -11,8 +11,9 @@ from typing import Self
 import httpx
 
 from .connections import ConnectionStack
-from .limiter import RateLimiter, Reservation
+from .limiter import RateLimiter
 from .limits import Cost
+from .reservation import Reservation
 from .responses import refusal_of
 from .tokens import TokenCounter
 
@@ -78,8 +79,7 @@ class RateLimitTransport(httpx.AsyncBaseTransport):
             reservation = await self.limiter.acquire(cost, max_wait=left, place=place)
             response = await self._send(request, reservation, trace)
             if response.status_code != 429:
-                assert isinstance(response.stream, httpx.AsyncByteStream)
-                response.stream = _Reserved(response.stream, reservation)
+                _end_with(response, reservation)
                 return response
             refusal = refusal_of(response.headers, await _read(response, reservation))
             if refusal.budget is None:
@@ -142,13 +142,12 @@ class _Departure:
         self._began = False
 
     async def trace(self, event: str, info: dict[str, object]) -> None:
-        if getattr(info.get("request"), "method", None) == b"CONNECT":
-            pass  # a proxy is asked for a tunnel; the request itself comes later
-        elif event.endswith("send_request_body.complete"):
-            if self._reservation.state == "pending":
+        if event.endswith("send_request_body.complete"):
+            if self._began and self._reservation.state == "pending":
                 self._reservation.sent()
         elif event.endswith("send_request_headers.started"):
-            self._began = True
+            # A proxy is asked for a tunnel first, with a request of its own.
+            self._began = getattr(info.get("request"), "method", None) != b"CONNECT"
         elif event == "connection.connect_tcp.started":
             self._connecting = True
         if self._next is not None:
@@ -180,6 +179,14 @@ class _Reserved(httpx.AsyncByteStream):
         finally:
             if self._reservation.state != "ended":
                 self._reservation.end()
+
+
+def _end_with(response: httpx.Response, reservation: Reservation) -> None:
+    if response.is_closed:  # a transport that has read the answer itself, such as httpx.MockTransport
+        reservation.end()
+        return
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    response.stream = _Reserved(response.stream, reservation)
 
 
 async def _read(response: httpx.Response, reservation: Reservation) -> bytes:

@@ -4,11 +4,13 @@ import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import httpx
 
 OVERLOADED = ("engine_overloaded_error", "The engine is currently overloaded, please try again later")
 NO_BALANCE = ("exceeded_current_quota_error", "Your account is suspended due to insufficient balance")
+DONE = {"return_value": None}
 TEXTS = {
     "concurrency": "max organization concurrency: {limit}, please try again after 1 seconds",
     "rpm": "organization max RPM: {limit}, please try again after 1 seconds",
@@ -42,6 +44,7 @@ class Step:
     content: bytes | Body = b""
     headers: dict | None = None
     connect: float = 0.0
+    tunnel: float | None = None
     write: float = 0.0
     think: float = 0.0
     fails: Callable[[], BaseException] | None = None
@@ -67,17 +70,27 @@ class Scripted(httpx.AsyncBaseTransport):
         self.requests.append(request)
         await trace("connection.connect_tcp.started", {})
         await phase(step, "connect", trace, "connection.connect_tcp")
-        info = {"request": httpx.Request(request.method.encode(), request.url)}
+        if step.tunnel is not None:
+            await self._open_tunnel(step, trace)
+        info = {"request": SimpleNamespace(method=request.method.encode())}
         await trace(f"{step.prefix}.send_request_headers.started", info)
-        await trace(f"{step.prefix}.send_request_headers.complete", info)
+        await trace(f"{step.prefix}.send_request_headers.complete", DONE)
         await trace(f"{step.prefix}.send_request_body.started", info)
         await phase(step, "write", trace, f"{step.prefix}.send_request_body")
         self.written.append(asyncio.get_running_loop().time() - 1000.0)
-        await trace(f"{step.prefix}.send_request_body.complete", info)
+        await trace(f"{step.prefix}.send_request_body.complete", DONE)
         await phase(step, "think", trace, f"{step.prefix}.receive_response_headers")
         body = step.content if isinstance(step.content, Body) else Body(step.content)
         self.bodies.append(body)
         return httpx.Response(step.status, headers=step.headers, stream=body)
+
+    async def _open_tunnel(self, step, trace):
+        """Ask a proxy; httpcore traces that as a request of its own."""
+        info = {"request": SimpleNamespace(method=b"CONNECT")}
+        for name in ("send_request_headers", "send_request_body", "receive_response_headers"):
+            await trace(f"http11.{name}.started", info)
+            await trace(f"http11.{name}.complete", DONE)
+        await phase(step, "tunnel", trace, "connection.start_tls")
 
     async def aclose(self):
         self.closed = True

@@ -91,7 +91,7 @@ def test_a_second_ending_is_a_programmers_error(first, second):
         act["sent"]()
     act[first]()
     usage = books.usage(0.0)
-    with pytest.raises(RuntimeError, match="ended|sent"):
+    with pytest.raises(RuntimeError, match=r"ended|sent"):
         act[second]()
     assert books.usage(0.0) == usage
 
@@ -218,6 +218,19 @@ def test_a_probe_without_an_answer_hands_over_to_the_next(ending):
     assert books.reserve(1.0, Cost(1)).reason == "probe"
 
 
+def test_a_probe_that_passes_lifts_no_pause_that_came_after_it():
+    """An older request was refused for another budget while the probe was under way."""
+    books = Budgets(RateLimits(concurrency=9))
+    older = send(books, 0.0)
+    paused(books)
+    probe = send(books, 1.0)
+    late = Refusal("budget", "tpm", retry_after=5.0)
+    books.refuse(1.5, older, late)
+    books.pause(1.5, older, late)
+    books.end(probe, answered=True)
+    assert books.reserve(2.0, Cost(1)) == Denial("tpm", pytest.approx(9.5))
+
+
 def test_unexplained_refusals_widen_the_guard_and_quiet_minutes_narrow_it():
     """0.3 s doubles up to 3 s; after each quiet minute it halves, back to 0.3."""
     books, refusal, now, guards = Budgets(RateLimits(tpm=1000)), Refusal("budget", "tpm", retry_after=1.0), 0.0, []
@@ -301,7 +314,7 @@ def test_a_denial_names_the_first_moment_at_which_the_cost_fits(steps):
             if isinstance(verdict, Charge):
                 pending.append(verdict)
             elif not pending:
-                twin = books.forecast(now)._books
+                twin = books.replica(now)
                 assert isinstance(twin.reserve(now + verdict.wait * 0.999, Cost(tokens)), Denial)
                 now += verdict.wait
                 admitted = books.reserve(now, Cost(tokens))

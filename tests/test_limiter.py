@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kimi_async.budgets import GUARD
-from kimi_async.errors import DailyBudgetExhausted, RequestTooLarge, WaitTooLong
+from kimi_async.errors import DailyBudgetExhausted, LimiterClosed, RequestTooLarge, WaitTooLong
 from kimi_async.events import ForeignUsage, LimitAdopted, Refused
 from kimi_async.ledger.memory import MemoryLedger
 from kimi_async.limiter import RateLimiter
@@ -25,7 +25,10 @@ def clock():
     return round(asyncio.get_running_loop().time() - 1000.0, 4)
 
 
-async def use(limiter, cost=Cost(10), *, seconds=0.0, log=None, name=None):
+TEN = Cost(10)
+
+
+async def use(limiter, cost=TEN, *, seconds=0.0, log=None, name=None):
     """Acquire, send, hold the slot for a while."""
     async with limiter.acquire(cost) as reservation:
         reservation.sent()
@@ -118,9 +121,9 @@ async def test_a_block_whose_reservation_was_cancelled_is_not_charged():
 async def test_an_impossible_request_fails_at_once_with_numbers_and_remedy(ask):
     """No wait can make it fit."""
     limiter = RateLimiter(RateLimits(tpm=128_000))
+    verb = getattr(limiter, ask)
     with pytest.raises(RequestTooLarge, match=r"140,000.*TPM is 128,000.*max_tokens to at most 118,000") as caught:
-        outcome = getattr(limiter, ask)(Cost(10_000, 130_000))
-        await outcome
+        await verb(Cost(10_000, 130_000))
     assert (caught.value.needed, caught.value.limit, caught.value.budget) == (140_000, 128_000, "tpm")
 
 
@@ -271,6 +274,30 @@ async def test_even_pace_spaces_requests_a_share_of_the_minute_apart():
     assert [at for _, at in log] == pytest.approx([0, 10, 20, 30])
 
 
+async def test_whoever_waited_for_a_budget_is_spaced_from_the_next_as_well():
+    """Credit for time spent waiting is not kept: two would leave in one instant."""
+    limiter, log = RateLimiter(RateLimits(rpm=60, tpm=100), pace="even"), []
+    await use(limiter, Cost(100))
+    await asyncio.gather(*(use(limiter, Cost(50), log=log) for _ in range(2)))
+    assert [at for _, at in log] == pytest.approx([MINUTE, MINUTE + 1], abs=1e-3)
+
+
+async def test_a_closed_limiter_turns_the_line_away():
+    """Those who wait, and those who come; what is under way goes on."""
+    limiter = RateLimiter(RateLimits(concurrency=1))
+    held = await limiter.acquire(Cost(1))
+    waiting = asyncio.create_task(use(limiter))
+    await asyncio.sleep(1)
+    limiter.close()
+    limiter.close()
+    with pytest.raises(LimiterClosed):
+        await waiting
+    held.end()
+    with pytest.raises(LimiterClosed):
+        await limiter.acquire(Cost(1))
+    assert (limiter.try_acquire(Cost(1)), limiter.usage().waiting) == (None, 0)
+
+
 # -- refusals -------------------------------------------------------------------------------------------------
 
 
@@ -380,7 +407,8 @@ def test_whatever_happens_no_window_is_exceeded_nothing_is_lost_and_order_is_kep
     limits = RateLimits(concurrency=4, rpm=6, tpm=1000)
     admitted, arrivals = [], []
 
-    async def one(limiter, number, tokens, connect, delay, answer):
+    async def one(limiter, number, request):
+        _, tokens, connect, delay, answer, _ = request
         async with limiter.acquire(Cost(tokens)) as reservation:
             admitted.append(number)
             await asyncio.sleep(connect)
@@ -390,11 +418,11 @@ def test_whatever_happens_no_window_is_exceeded_nothing_is_lost_and_order_is_kep
 
     async def main():
         limiter, tasks = RateLimiter(limits), []
-        for number, (gap, tokens, connect, delay, answer, cancelled_after) in enumerate(requests):
-            await asyncio.sleep(gap)
-            tasks.append(asyncio.create_task(one(limiter, number, tokens, connect, delay, answer)))
-            if cancelled_after is not None:
-                asyncio.get_running_loop().call_later(cancelled_after, tasks[-1].cancel)
+        for number, request in enumerate(requests):
+            await asyncio.sleep(request[0])
+            tasks.append(asyncio.create_task(one(limiter, number, request)))
+            if request[-1] is not None:
+                asyncio.get_running_loop().call_later(request[-1], tasks[-1].cancel)
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(outcome is None or isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
         assert (limiter.usage().concurrency.used, limiter.usage().waiting) == (0, 0)

@@ -25,10 +25,10 @@ app.command(mock)
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its status."""
-    tokens = [STDIN if token == "-" else token for token in arguments or sys.argv[1:]]
+    words = [STDIN if word == "-" else word for word in (sys.argv[1:] if arguments is None else arguments)]
     stderr = Console(stderr=True, soft_wrap=True)
     try:
-        status = app(tokens, exit_on_error=False, error_console=stderr, result_action="return_value")
+        status = app(words, exit_on_error=False, error_console=stderr, result_action="return_value")
     except CycloptsError:
         status = USAGE  # cyclopts has said what is wrong
     except ConfigurationError as exc:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 from kimi_async.budgets import Budgets, Charge, Denial, Lesson
 from kimi_async.errors import ConfigurationError
+from kimi_async.forecast import Forecast, time_to_send
 from kimi_async.limits import Cost, RateLimits, Usage
 from kimi_async.refusal import Refusal
 
@@ -88,14 +89,14 @@ class MemoryLedger:
 
     def forecast(self, costs: Iterable[Cost]) -> Callable[[Cost], Denial]:
         """A function that says how long each further cost, in line behind ``costs``, would wait."""
-        forecast = self._books.forecast(self._time())
+        forecast = Forecast(self._books, self._time())
         for cost in costs:
             forecast.admit(cost)
         return forecast.admit
 
     def time_to_send(self, requests: int, tokens: int) -> float:
         """Seconds until so many requests, costing so many tokens together, can all have been sent; a lower bound."""
-        return self._books.time_to_send(self._time(), requests, tokens)
+        return time_to_send(self._books, self._time(), requests, tokens)
 
     def usage(self) -> Usage:
         """How much of each budget is taken."""
