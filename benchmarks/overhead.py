@@ -18,10 +18,11 @@ LEVELS = {1: 0.0, 100: 0.05, 1000: 0.1}
 
 COMPARED = ("kimi_async", "httpx", "httpx, unlimited connections", "AsyncOpenAI")
 BODIES = 50
-LEAST_REQUESTS = 300
+WAVE = {"httpx": 100}
+"""The most requests that a contender has on the way at once, where it is less than the concurrency."""
+
+LEAST_REQUESTS = 200
 LEAST_SECONDS = 1.5
-MOST_SECONDS = 8.0
-"""Of a warm-up, and of a measurement."""
 
 NOT_REPEATED = 12.0
 """Seconds. What took longer once is measured no more than once."""
@@ -91,7 +92,7 @@ async def _measure(name: str, base_url: str, concurrency: int, prompts: list[Pro
     unlimited = 10**12
     limits = RateLimits(concurrency=concurrency, rpm=unlimited, tpm=unlimited, tpd=unlimited)
     ask = await CONTENDERS[name](base_url, limits)
-    meter = _Meter(concurrency)
+    meter = _Meter(min(concurrency, WAVE.get(name, concurrency)))
 
     async def work(number: int) -> None:
         while not meter.done:
@@ -102,7 +103,7 @@ async def _measure(name: str, base_url: str, concurrency: int, prompts: list[Pro
 
     workers = [asyncio.create_task(work(number)) for number in range(concurrency)]
     while not meter.done:
-        finished, _ = await asyncio.wait(workers, timeout=MOST_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        finished, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_COMPLETED)
         for worker in finished:
             worker.result()
     return meter.requests, meter.cpu, meter.seconds
@@ -111,15 +112,14 @@ async def _measure(name: str, base_url: str, concurrency: int, prompts: list[Pro
 class _Meter:
     """Counts answers: first those of a warm-up, which opens each connection, then those that are measured.
 
-    The measurement holds a whole number of requests for each worker, since many at a time are written, and then as
-    many read; unless that would take more than ``MOST_SECONDS``.
+    Many requests at a time are written, and then as many answers read: a measurement holds whole waves of them.
     """
 
-    def __init__(self, concurrency: int) -> None:
-        self._concurrency = concurrency
-        self._warm_up = max(concurrency, 2 * BODIES)
+    def __init__(self, wave: int) -> None:
+        self._wave = wave
+        self._warm_up = max(wave, 2 * BODIES)
         self._warm = False
-        self._began = (time.process_time(), time.perf_counter())
+        self._began = (0.0, 0.0)
         self.done = False
         self.requests = 0
         self.cpu = 0.0
@@ -127,21 +127,20 @@ class _Meter:
 
     def answered(self) -> None:
         """One more."""
-        if self.done:
-            return
         self.requests += 1
-        self.seconds = time.perf_counter() - self._began[1]
-        late = self.seconds > MOST_SECONDS
-        if not self._warm:
-            self._warm = late or self.requests == self._warm_up
-            if self._warm:
-                self.requests = 0
-                self._began = (time.process_time(), time.perf_counter())
+        if self._warm:
+            self._count()
+        elif self.requests == self._warm_up:
+            self._warm = True
+            self.requests = 0
+            self._began = (time.process_time(), time.perf_counter())
+
+    def _count(self) -> None:
+        if self.done or self.requests < LEAST_REQUESTS or self.requests % self._wave:
             return
-        whole = self.requests >= LEAST_REQUESTS and self.requests % self._concurrency == 0
-        self.done = late or (whole and self.seconds >= LEAST_SECONDS)
-        if self.done:
-            self.cpu = time.process_time() - self._began[0]  # a system call, and not always a cheap one
+        self.seconds = time.perf_counter() - self._began[1]
+        self.cpu = time.process_time() - self._began[0]
+        self.done = self.seconds >= LEAST_SECONDS
 
 
 def _of(samples: list[Sample], name: str, concurrency: int) -> list[float]:

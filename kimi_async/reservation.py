@@ -2,14 +2,27 @@
 
 from collections.abc import Generator
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
-from .ledger import Charge
+from .ledger import Charge, Ledger
 from .limits import Cost
 from .refusal import Refusal
 
-if TYPE_CHECKING:
-    from .limiter import RateLimiter
+
+class Admission(Protocol):
+    """The side of a limiter that its reservations see."""
+
+    ledger: Ledger
+
+    def admit_now(self, cost: Cost, place: int | None = None) -> "Reservation | None":
+        """A reservation if there is room now and nobody waits."""
+
+    async def admit_in_turn(self, cost: Cost, max_wait: float | None, place: int | None) -> "Reservation":
+        """Stand in line until the cost is admitted."""
+        ...
+
+    def learn(self, charge: Charge, refusal: Refusal) -> None:
+        """End a refused reservation, and draw the lessons."""
 
 
 class Reservation:
@@ -25,7 +38,7 @@ class Reservation:
 
     __slots__ = ("_charge", "_limiter", "cost", "place")
 
-    def __init__(self, limiter: "RateLimiter", charge: Charge, cost: Cost, place: int) -> None:
+    def __init__(self, limiter: Admission, charge: Charge, cost: Cost, place: int) -> None:
         self._limiter = limiter
         self._charge = charge
         self.cost = cost
@@ -65,7 +78,7 @@ class Acquisition:
 
     __slots__ = ("_cost", "_limiter", "_max_wait", "_place", "_reservation")
 
-    def __init__(self, limiter: "RateLimiter", cost: Cost, max_wait: float | None, place: int | None) -> None:
+    def __init__(self, limiter: Admission, cost: Cost, max_wait: float | None, place: int | None) -> None:
         self._limiter = limiter
         self._cost = cost
         self._max_wait = max_wait
