@@ -24,7 +24,7 @@ WAVE = {"httpx": 100}
 LEAST_REQUESTS = 200
 LEAST_SECONDS = 1.5
 
-NOT_REPEATED = 12.0
+NOT_REPEATED = 8.0
 """Seconds. What took longer once is measured no more than once."""
 
 

@@ -86,11 +86,11 @@ def replaced(text: str, name: str, content: str) -> str:
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """The median, and the least and the greatest where there are several: ``1.42 (1.39 to 1.51)``."""
-    median = f"{statistics.median(values):,.{digits}f}"
-    if len(values) == 1:
-        return median
-    return f"{median} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
+    """The median, and the least and the greatest where they differ: ``1.42 (1.39 to 1.51)``."""
+    median, least, greatest = (
+        f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values))
+    )
+    return median if least == greatest else f"{median} ({least} to {greatest})"
 
 
 def machine() -> str:

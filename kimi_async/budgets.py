@@ -254,15 +254,16 @@ class Budgets:
         self.day.expire(now)
         adopted = self._adopt(refusal)
         foreign = self._book_foreign(now, refusal)
-        explained = foreign > 0 or self._over(refusal.budget)
+        paused = refusal.budget == "tpd" and bool(refusal.retry_after)
+        explained = foreign > 0 or paused or self._over(refusal.budget)
         self._close(charge)
         self._tokens_charged -= charge.tokens
         self.minute.retract(now, charge.minute_entry, charge.tokens)
         self.day.retract(now, charge.day_entry, charge.tokens)
         if charge is self.probe:
             self.probe = None
-        if refusal.budget == "tpd" and refusal.retry_after:
-            self._pauses["tpd"] = now + refusal.retry_after
+        if paused:
+            self._pauses["tpd"] = now + (refusal.retry_after or 0.0)
         return Lesson(explained, adopted, foreign)
 
     def _adopt(self, refusal: Refusal) -> int | None:
@@ -277,6 +278,8 @@ class Budgets:
     def _book_foreign(self, now: float, refusal: Refusal) -> int:
         if refusal.current is None or refusal.budget not in {"tpm", "tpd"}:
             return 0
+        if refusal.budget == "tpd" and refusal.retry_after:
+            return 0  # the gateway says when its day ends; what is booked now would stay for a whole day
         log = self.minute if refusal.budget == "tpm" else self.day
         foreign = max(refusal.current - log.tokens, 0)
         if foreign:

@@ -1,14 +1,19 @@
 """The wire: what Kimi answers, and the lines of batch files, as pydantic models that keep unknown fields."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from .errors import KimiError
 
 MessageInput = Mapping[str, object] | BaseModel
 """A message of a request: a dict such as ``{"role": "user", "content": "..."}``, or one that Kimi answered."""
+
+
+Text = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
+Number = Annotated[int, BeforeValidator(lambda value: 0 if value is None else value)]
+"""Null counts as absent: an answer that was paid for is not thrown away over a field that nobody needs."""
 
 
 class WireModel(BaseModel):
@@ -20,9 +25,9 @@ class WireModel(BaseModel):
 class CompletionUsage(WireModel):
     """Tokens used and billed; ``completion_tokens`` holds those spent on reasoning."""
 
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    total_tokens: int = 0
+    prompt_tokens: Number = 0
+    completion_tokens: Number = 0
+    total_tokens: Number = 0
     cached_tokens: int | None = None
 
 
@@ -44,7 +49,7 @@ class ToolCall(WireModel):
 class Message(WireModel):
     """What the model said; ``content`` is None where it only calls tools."""
 
-    role: str = "assistant"
+    role: Text = "assistant"
     content: str | None = None
     reasoning_content: str | None = None
     tool_calls: list[ToolCall] | None = None
@@ -53,7 +58,7 @@ class Message(WireModel):
 class Choice(WireModel):
     """One of the ``n`` answers. ``finish_reason`` is ``"stop"``, ``"length"`` or ``"tool_calls"``."""
 
-    index: int = 0
+    index: Number = 0
     message: Message
     finish_reason: str | None = None
 
@@ -61,10 +66,10 @@ class Choice(WireModel):
 class ChatCompletion(WireModel):
     """The answer to a chat request."""
 
-    id: str = ""
-    object: str = "chat.completion"
-    created: int = 0
-    model: str = ""
+    id: Text = ""
+    object: Text = "chat.completion"
+    created: Number = 0
+    model: Text = ""
     choices: list[Choice] = Field(min_length=1)
     usage: CompletionUsage | None = None
     _request_id: str | None = PrivateAttr(default=None)

@@ -16,6 +16,7 @@ from .fanout import as_completed, each
 from .ledger import Ledger
 from .limiter import RateLimiter
 from .limits import Cost, RateLimits
+from .pace import PaceMode
 from .retry import MAX_ATTEMPTS
 from .tokens import TokenCounter
 from .transport import RateLimitTransport
@@ -40,6 +41,7 @@ class AsyncKimi:
         model: for calls that name none.
         limits: the account's; by default tier 0, the least that any account has.
         ledger: where reservations are recorded; by default the memory of this process.
+        pace: ``"even"`` spaces requests at ``minute / rpm``, for a gateway that refuses bursts.
         max_attempts: of one request, where failures pass; refusals for a budget do not count.
         timeout: seconds for each read of an answer, or an ``httpx.Timeout``.
         max_wait: seconds that a request may wait, in line and between attempts together; None for no bound.
@@ -58,6 +60,7 @@ class AsyncKimi:
         model: str | None = None,
         limits: RateLimits | None = None,
         ledger: Ledger | None = None,
+        pace: PaceMode = "smooth",
         max_attempts: int = MAX_ATTEMPTS,
         timeout: float | httpx.Timeout | None = None,
         max_wait: float | None = None,
@@ -68,7 +71,7 @@ class AsyncKimi:
         self.model = model
         self.max_wait = max_wait
         self.counter = TokenCounter(on_event=on_event)
-        self.limiter = RateLimiter(limits or RateLimits.tier(0), ledger=ledger, on_event=on_event)
+        self.limiter = RateLimiter(limits or RateLimits.tier(0), ledger=ledger, pace=pace, on_event=on_event)
         self.chat = Chat(self)
         self._transport = RateLimitTransport(self.limiter, transport, counter=self.counter)
         self._exchange = Exchange(

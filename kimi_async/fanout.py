@@ -11,14 +11,14 @@ R = TypeVar("R")
 class _Done:
     """A worker's last word: the source is exhausted, or has failed."""
 
-    def __init__(self, source_error: Exception | None = None) -> None:
+    def __init__(self, source_error: BaseException | None = None) -> None:
         self.source_error = source_error
 
 
 class _Failed:
     """A piece of work raised."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: BaseException) -> None:
         self.error = error
 
 
@@ -40,7 +40,7 @@ async def as_completed(
     taking = asyncio.Lock()
     results: asyncio.Queue[R | _Done | _Failed] = asyncio.Queue(in_flight)
     workers = [asyncio.create_task(_work(source, taking, work, results)) for _ in range(in_flight)]
-    source_error: Exception | None = None
+    source_error: BaseException | None = None
     try:
         running = in_flight
         while running:
@@ -73,13 +73,22 @@ async def _work(
                 item = await anext(source)
             except StopAsyncIteration:
                 return await results.put(_Done())
-            except Exception as exc:  # noqa: BLE001 - raised again where the results are consumed
+            except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 - raised where the results are consumed
+                _raise_if_cancelled()
                 return await results.put(_Done(exc))
         try:
             result = await work(item)
-        except Exception as exc:  # noqa: BLE001 - likewise
+        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 - likewise
+            _raise_if_cancelled()
             return await results.put(_Failed(exc))
         await results.put(result)
+
+
+def _raise_if_cancelled() -> None:
+    """Go on as cancelled if this worker was; a future that the work awaited may have been, and is an outcome."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def each(items: Iterable[T] | AsyncIterable[T]) -> AsyncGenerator[T, None]:

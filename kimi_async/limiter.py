@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
 from typing import Literal
@@ -14,7 +15,7 @@ from .ledger import Charge, Denial, Ledger
 from .ledger.memory import MemoryLedger
 from .limits import Cost, RateLimits, Usage
 from .line import Line, Waiter
-from .pace import Pace
+from .pace import Pace, PaceMode
 from .refusal import Refusal
 from .reservation import Acquisition, Reservation
 
@@ -62,7 +63,7 @@ class RateLimiter:
         limits: RateLimits,
         *,
         ledger: Ledger | None = None,
-        pace: Literal["smooth", "even"] = "smooth",
+        pace: PaceMode = "smooth",
         on_event: EventHook = log_event,
     ) -> None:
         self.ledger: Ledger = MemoryLedger() if ledger is None else ledger
@@ -170,7 +171,7 @@ class RateLimiter:
         waiter = Waiter(next(self._places) if place is None else place, cost)
         self._join(waiter)
         try:
-            async with asyncio.timeout(max_wait):
+            async with asyncio.timeout(max_wait) if max_wait is not None else nullcontext():
                 charge = await self._turn(waiter, max_wait)
         except TimeoutError as exc:
             raise self._too_late(waiter, max_wait or 0.0) from exc

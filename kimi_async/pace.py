@@ -8,6 +8,9 @@ from aiolimiter import AsyncLimiter
 
 from .limits import RateLimits
 
+PaceMode = Literal["smooth", "even"]
+"""``"smooth"`` spreads a window's requests a little; ``"even"`` spaces them at ``minute / rpm``."""
+
 SMOOTH = 0.05
 """A minute's requests never leave in less than this share of the minute."""
 
@@ -25,7 +28,7 @@ class Pace:
     the head of the line. A unit is a quantum, in which ``burst`` requests may leave.
     """
 
-    def __init__(self, limits: RateLimits, mode: Literal["smooth", "even"] = "smooth") -> None:
+    def __init__(self, limits: RateLimits, mode: PaceMode = "smooth") -> None:
         self._even = 0.0 if limits.rpm is None else limits.minute / limits.rpm
         self._slowdowns = 1 if mode == "even" else 0
         self._set_interval(self._even * (SLACK[0] if mode == "even" else SMOOTH))

@@ -5,7 +5,6 @@ import selectors
 
 import pytest
 
-
 TURN = 1e-9
 """Seconds that a turn of the loop takes, or a timer that rounding sets for right now would never be over."""
 

@@ -2,9 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
+from types import FunctionType, ModuleType, SimpleNamespace, TracebackType
 
 import httpx
 
@@ -129,3 +130,23 @@ def error(status, kind, message, **step):
 def refused(budget, limit=0, current=0, **step):
     """A 429 for one of the account's budgets."""
     return error(429, "rate_limit_reached_error", TEXTS[budget].format(limit=limit, current=current), **step)
+
+
+def everything_in(value):
+    """Whatever can be read off a value: its texts, what it holds, and for an error its whole chain, as one text."""
+    found, seen, todo = [], set(), [value]
+    while todo:
+        one = todo.pop()
+        if id(one) in seen or isinstance(one, type | ModuleType | FunctionType | TracebackType):
+            continue
+        seen.add(id(one))
+        found.append(one.decode(errors="replace") if isinstance(one, bytes) else f"{one!s} {one!r}")
+        if isinstance(one, BaseException):
+            todo += [one.__cause__, one.__context__, one.args, "".join(traceback.format_exception(one))]
+        if isinstance(one, Mapping):
+            todo += [*one.keys(), *one.values()]
+        elif isinstance(one, list | tuple | set):
+            todo += one
+        todo += getattr(one, "__dict__", {}).values()
+        todo += [getattr(one, name, None) for name in getattr(type(one), "__slots__", ())]
+    return "\n".join(found)

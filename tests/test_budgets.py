@@ -134,6 +134,17 @@ def test_current_above_ours_is_foreign_usage():
     assert books.reserve(1.0, Cost(1)) == Denial("tpm", pytest.approx(MINUTE))
 
 
+def test_a_day_that_the_gateway_says_is_spent_is_closed_until_it_says():
+    """Retry-After is exact; booking the day's usage as of now would keep it closed for 24 hours more."""
+    books = Budgets(RateLimits(tpd=1000))
+    charge = send(books, 0.0, 10)
+    refusal = Refusal("budget", "tpd", limit=1000, current=1010, retry_after=7200.0)
+    lesson = books.refuse(1.0, charge, refusal)
+    assert (lesson.explained, lesson.foreign) == (True, 0)
+    assert books.reserve(1.0, Cost(10)) == Denial("tpd", pytest.approx(7200.0))
+    assert isinstance(books.reserve(7201.0, Cost(10)), Charge)
+
+
 def test_a_lower_limit_is_adopted_and_explains_the_refusal():
     """Configured 20 RPM, the gateway says 3, and we sent 4: the books now explain it."""
     books = Budgets(RateLimits(rpm=20))

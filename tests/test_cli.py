@@ -147,7 +147,7 @@ def test_input_and_output_must_differ(gateway, tmp_path):
 
 
 def test_killed_and_run_again_every_name_is_there_once(gateway, tmp_path):
-    """kill -9 in the middle loses what was in flight; the second run does just the rest."""
+    """Kill -9 in the middle loses what was in flight; the second run does just the rest."""
     file, out = prompts(tmp_path, 400), tmp_path / "out.jsonl"
     arguments = ["batch", file, "-o", out, "--model", "kimi-k2.6", "--max-tokens", 20]
     with started(gateway, *arguments) as process:

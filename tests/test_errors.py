@@ -14,7 +14,7 @@ PROMISED = """
     APIConnectionError APITimeoutError APIStatusError BadRequestError AuthenticationError
     PermissionDeniedError NotFoundError RateLimitError EngineOverloadedError
     QuotaExceededError InternalServerError InvalidResponseError
-""".split()
+""".split()  # noqa: SIM905 - a list of names reads best without quotes
 
 CLASSES = {name: value for name, value in vars(errors).items() if isinstance(value, type)}
 

@@ -364,6 +364,11 @@ async def test_repr_is_a_dashboard():
     waiting.cancel()
 
 
+def test_it_can_be_looked_at_where_no_loop_runs():
+    """In a REPL, before anything was sent."""
+    assert repr(RateLimiter(RateLimits(rpm=60))) == "<RateLimiter rpm 0/60>"
+
+
 async def test_usage_is_its_frozen_twin():
     """The same numbers, as values."""
     limiter = RateLimiter(RateLimits(concurrency=2, tpm=1000))

@@ -20,6 +20,7 @@ from kimi_async.errors import AuthenticationError, ConfigurationError
 from kimi_async.events import Event, Refused, Retrying
 from kimi_async.ledger import open_ledger
 from kimi_async.mock import MockSettings, spawn
+from kimi_async.pace import PaceMode
 
 from .options import STDIN, LimitOptions
 from .progress import Progress, summary
@@ -39,6 +40,7 @@ def batch(
     limits: LimitOptions = LimitOptions(),  # noqa: B008 - frozen
     base_url: str | None = None,
     ledger: str = "memory:",
+    pace: PaceMode = "smooth",
     mock: Annotated[bool, Parameter(negative="")] = False,
     quiet: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
@@ -58,6 +60,7 @@ def batch(
         limits: What the account may do.
         base_url: Instead of MOONSHOT_BASE_URL or https://api.moonshot.cn/v1.
         ledger: Where the account's requests are recorded.
+        pace: "even" spaces requests at minute / rpm, for a gateway that refuses bursts.
         mock: Ask a mock gateway with the same limits, started for this run. No key, no cost.
         quiet: No progress and no summary.
     """
@@ -78,6 +81,7 @@ def batch(
                     base_url=base_url,
                     limits=rate_limits,
                     ledger=await open_ledger(ledger),
+                    pace=pace,
                     on_event=watcher.on_event,
                 )
                 with OutputFile(output) as answers:

@@ -26,7 +26,10 @@ class MemoryLedger:
         self._subscribers: list[OnRoom] = []
 
     def _first_time(self) -> float:
-        self._time = asyncio.get_running_loop().time
+        try:
+            self._time = asyncio.get_running_loop().time
+        except RuntimeError:
+            return time.monotonic()  # no loop, so nothing has been booked yet, and any clock shows that
         return self._time()
 
     @property

@@ -1,0 +1,242 @@
+"""The stack of connections, over real sockets to a server that counts them."""
+
+import asyncio
+import ssl
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+
+from kimi_async import connections
+from kimi_async.connections import ConnectionStack
+
+pytestmark = pytest.mark.real_time
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+
+
+class Server:
+    """Answers each request when its gate opens; remembers which connection brought which path."""
+
+    def __init__(self):
+        self.opened, self.closed, self.served = 0, 0, []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.answer = OK
+        self.writers = []
+
+    async def handle(self, reader, writer):
+        number, self.opened = self.opened, self.opened + 1
+        self.writers.append(writer)
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                self.served.append((number, head.split()[1].decode()))
+                await self.gate.wait()
+                writer.write(self.answer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            self.closed += 1
+            writer.close()
+
+
+@asynccontextmanager
+async def serving():
+    """A server, its base URL, and a stack that is closed afterwards."""
+    server = Server()
+    listener = await asyncio.start_server(server.handle, "127.0.0.1", 0)
+    stack = ConnectionStack(verify=ssl.create_default_context())
+    try:
+        async with stack:
+            yield server, "http://{}:{}".format(*listener.sockets[0].getsockname()), stack
+        await until(lambda: server.closed == server.opened)
+    finally:
+        listener.close()
+        for writer in server.writers:
+            writer.transport.abort()
+        await asyncio.sleep(0.01)
+
+
+async def until(condition):
+    """Give the loop turns until something holds; a second at most."""
+    async with asyncio.timeout(1):
+        while not condition():  # noqa: ASYNC110 - the other side of a socket sets no event
+            await asyncio.sleep(0.001)
+
+
+async def get(stack, url, *, read=5.0):
+    """One request, read to its end."""
+    request = httpx.Request("GET", url, extensions={"timeout": httpx.Timeout(5, read=read).as_dict()})
+    response = await stack.handle_async_request(request)
+    try:
+        return await response.aread()
+    finally:
+        await response.aclose()
+
+
+async def test_one_after_the_other_share_a_connection():
+    """Ten requests, one connection."""
+    async with serving() as (server, url, stack):
+        for _ in range(10):
+            assert await get(stack, url) == b"ok"
+        assert server.opened == 1
+
+
+async def test_the_connection_used_last_is_used_next():
+    """Three in flight make three connections; then one at a time keeps to one of them."""
+    async with serving() as (server, url, stack):
+        await at_once(server, stack, url, 3)
+        for _ in range(5):
+            await get(stack, f"{url}/later")
+        later = [number for number, path in server.served if path == "/later"]
+        assert server.opened == 3
+        assert len(set(later)) == 1
+
+
+async def at_once(server, stack, url, number):
+    """So many requests in flight together."""
+    server.gate.clear()
+    had = len(server.served)
+    tasks = [asyncio.create_task(get(stack, url)) for _ in range(number)]
+    await until(lambda: len(server.served) == had + number)
+    server.gate.set()
+    assert await asyncio.gather(*tasks) == [b"ok"] * number
+
+
+async def test_no_two_requests_in_flight_share_a_connection():
+    """Fifty at once, twice over: fifty connections, each with one of each round."""
+    async with serving() as (server, url, stack):
+        for _ in range(2):
+            await at_once(server, stack, url, 50)
+        assert server.opened == 50
+        for round_ in (server.served[:50], server.served[50:]):
+            assert sorted(number for number, _ in round_) == list(range(50))
+
+
+async def test_an_answer_that_is_still_being_read_keeps_its_connection():
+    """The next request gets another; closing the answer unread lets its connection be closed, not mixed up."""
+    async with serving() as (server, url, stack):
+        unread = await stack.handle_async_request(httpx.Request("GET", url))
+        assert await get(stack, url) == b"ok"
+        assert server.opened == 2
+        await unread.aclose()
+        assert await get(stack, url) == b"ok"
+        assert len(stack._all) == 2
+
+
+@pytest.mark.parametrize("how", ["dropped", "garbled", "timeout", "cancelled"])
+async def test_a_failed_request_does_not_spoil_the_next(how):
+    """The transport connects anew; a late answer to the failed request is never taken for the next one's."""
+    async with serving() as (server, url, stack):
+        if how == "garbled":
+            server.answer = b"nonsense\r\n\r\n"
+        else:
+            server.gate.clear()
+        task = asyncio.create_task(get(stack, f"{url}/fails", read=0.05 if how == "timeout" else 5.0))
+        await until(lambda: server.served)
+        if how == "dropped":
+            server.writers[0].transport.abort()
+        elif how == "cancelled":
+            task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled() or isinstance(task.exception(), httpx.TransportError)
+        server.answer = OK
+        server.gate.set()
+        assert await get(stack, f"{url}/next") == b"ok"
+        assert [path for _, path in server.served] == ["/fails", "/next"]
+        assert server.opened == 2
+        assert len(stack._all) == 1
+
+
+async def test_cancelled_while_the_answer_is_read():
+    """Half a body has come; its connection is not used for another request."""
+    async with serving() as (server, url, stack):
+        server.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"
+        response = await stack.handle_async_request(httpx.Request("GET", url))
+        task = asyncio.create_task(response.aread())
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait([task])
+        await response.aclose()
+        server.answer = OK
+        assert await get(stack, url) == b"ok"
+        assert (server.opened, len(stack._all), len(stack._idle)) == (2, 1, 1)
+
+
+async def test_a_connection_that_the_server_closed_meanwhile_is_replaced():
+    """Between two requests, unseen."""
+    async with serving() as (server, url, stack):
+        await get(stack, url)
+        server.writers[0].close()
+        await asyncio.sleep(0.01)
+        assert await get(stack, url) == b"ok"
+        assert server.opened == 2
+
+
+async def test_closing_an_answer_twice_returns_its_connection_once():
+    """Or two requests would share it."""
+    async with serving() as (_server, url, stack):
+        response = await stack.handle_async_request(httpx.Request("GET", url))
+        await response.aread()
+        await response.stream.aclose()
+        assert len(stack._idle) == 1
+
+
+async def test_closing_closes_all():
+    """Idle ones and those in use."""
+    async with serving() as (server, url, stack):
+        await at_once(server, stack, url, 5)
+        unread = await stack.handle_async_request(httpx.Request("GET", url))
+        await stack.aclose()
+        await until(lambda: server.closed == server.opened == 5)
+        await unread.aclose()
+
+
+async def test_all_connections_share_one_tls_context():
+    """Loading certificates takes 20 ms; a hundred connections must not take two seconds."""
+    verify = ssl.create_default_context()
+    stack = ConnectionStack(verify=verify)
+    pools = [stack._connection(httpx.URL("https://kimi.test"))._pool for _ in range(3)]
+    assert [pool._ssl_context for pool in pools] == [verify] * 3
+    await stack.aclose()
+
+
+# -- proxies --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environment", "url", "proxy"),
+    [
+        ({}, "https://api.moonshot.cn", None),
+        ({"HTTPS_PROXY": "http://proxy:3128"}, "https://api.moonshot.cn", "http://proxy:3128"),
+        ({"https_proxy": "http://proxy:3128"}, "https://api.moonshot.cn", "http://proxy:3128"),
+        ({"HTTPS_PROXY": "proxy:3128"}, "https://api.moonshot.cn", "http://proxy:3128"),
+        ({"HTTPS_PROXY": "http://proxy:3128"}, "http://127.0.0.1:8000", None),
+        ({"HTTP_PROXY": "http://proxy:3128"}, "http://127.0.0.1:8000", "http://proxy:3128"),
+        ({"ALL_PROXY": "http://proxy:3128"}, "https://api.moonshot.cn", "http://proxy:3128"),
+        ({"ALL_PROXY": "http://a:1", "HTTPS_PROXY": "http://b:2"}, "https://api.moonshot.cn", "http://b:2"),
+        ({"HTTPS_PROXY": "http://proxy:3128", "NO_PROXY": "moonshot.cn"}, "https://api.moonshot.cn", None),
+        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "localhost"}, "https://api.moonshot.cn", "http://p:1"),
+        ({"HTTP_PROXY": "http://proxy:3128", "NO_PROXY": "*"}, "http://127.0.0.1:8000", None),
+    ],
+)
+def test_proxies_come_from_the_environment(environment, url, proxy, monkeypatch):
+    """As with httpx."""
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert connections._environment_proxy(httpx.URL(url)) == proxy
+
+
+async def test_requests_go_through_the_environments_proxy(monkeypatch):
+    """The proxy is asked for the whole URL; one that was given goes before the environment's."""
+    async with serving() as (server, url, stack):
+        monkeypatch.setenv("HTTP_PROXY", url)
+        monkeypatch.setenv("NO_PROXY", "")
+        assert await get(stack, "http://kimi.test/v1/models") == b"ok"
+        async with ConnectionStack(proxy=url, verify=stack._verify) as other:
+            monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+            assert await get(other, "http://kimi.test/given") == b"ok"
+        assert [path for _, path in server.served] == ["http://kimi.test/v1/models", "http://kimi.test/given"]
