@@ -14,7 +14,7 @@ ledger, reservation             where costs are recorded; one cost held, from ad
 line, pace, limiter             who is next; smoothing; ``RateLimiter``
 refusal, responses, retry       what a 429 says; which exception an answer becomes; what is tried again
 vocabulary, tokens, models      Kimi's tokens, exactly; what each model can do and costs
-connections, transport          the connection pool; ``RateLimitTransport``, where limiting happens
+network, connections, transport sockets; the connection pool; ``RateLimitTransport``, where limiting happens
 chat, exchange, fanout, client  the wire; one request; many, few at a time; ``AsyncKimi``
 batch, cli, mock                files of prompts; the command line; a gateway to try it all against
 ==============================  ==========================================================================

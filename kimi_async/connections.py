@@ -5,14 +5,20 @@ that is most of the CPU that a request takes. A stack takes the top one and puts
 """
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Self
 from urllib.request import getproxies, proxy_bypass
 
+import httpcore
 import httpx
+
+from .network import AsyncioBackend
 
 KEEPALIVE = 60.0
 """Seconds after which an idle connection is not used again; as long as the minute between two full windows."""
+
+_NETWORK = AsyncioBackend()
 
 
 class ConnectionStack(httpx.AsyncBaseTransport):
@@ -26,8 +32,8 @@ class ConnectionStack(httpx.AsyncBaseTransport):
     def __init__(self, *, proxy: str | None = None, verify: ssl.SSLContext | None = None) -> None:
         self._proxy = proxy
         self._verify = verify or httpx.create_ssl_context()
-        self._idle: list[httpx.AsyncHTTPTransport] = []
-        self._all: list[httpx.AsyncHTTPTransport] = []
+        self._idle: list[httpx.AsyncBaseTransport] = []
+        self._all: list[httpx.AsyncBaseTransport] = []
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request over the connection used last, or a new one."""
@@ -41,10 +47,13 @@ class ConnectionStack(httpx.AsyncBaseTransport):
         response.stream = _Returning(response.stream, connection, self._idle)
         return response
 
-    def _connection(self, url: httpx.URL) -> httpx.AsyncHTTPTransport:
-        one = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEPALIVE)
-        proxy = self._proxy or _environment_proxy(url)
-        connection = httpx.AsyncHTTPTransport(verify=self._verify, limits=one, proxy=proxy)
+    def _connection(self, url: httpx.URL) -> httpx.AsyncBaseTransport:
+        connection: httpx.AsyncBaseTransport
+        if proxy := self._proxy or _environment_proxy(url):
+            one = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEPALIVE)
+            connection = httpx.AsyncHTTPTransport(verify=self._verify, limits=one, proxy=proxy)
+        else:
+            connection = DirectConnection(self._verify)
         self._all.append(connection)
         return connection
 
@@ -58,17 +67,70 @@ class ConnectionStack(httpx.AsyncBaseTransport):
             await self._all.pop().aclose()
 
 
+class DirectConnection(httpx.AsyncBaseTransport):
+    """One HTTP/1.1 connection, opened when there is a request, and anew when it has been closed or has expired."""
+
+    def __init__(self, verify: ssl.SSLContext) -> None:
+        self._verify = verify
+        self._connection: httpcore.AsyncHTTPConnection | None = None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send one request; the next one only after its answer was closed."""
+        url = request.url
+        target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+        sent = httpcore.Request(
+            request.method, target, headers=request.headers.raw, content=request.stream, extensions=request.extensions
+        )
+        with _httpx_errors():
+            answer = await (await self._open(target.origin)).handle_async_request(sent)
+        return httpx.Response(
+            answer.status, headers=answer.headers, stream=_Body(answer), extensions=answer.extensions
+        )
+
+    async def _open(self, origin: httpcore.Origin) -> httpcore.AsyncHTTPConnection:
+        connection = self._connection
+        if connection is not None:
+            if connection.is_idle() and not connection.has_expired() and connection.can_handle_request(origin):
+                return connection
+            await connection.aclose()
+        self._connection = connection = httpcore.AsyncHTTPConnection(
+            origin, ssl_context=self._verify, keepalive_expiry=KEEPALIVE, network_backend=_NETWORK
+        )
+        return connection
+
+    async def aclose(self) -> None:
+        """Close it."""
+        if self._connection is not None:
+            await self._connection.aclose()
+            self._connection = None
+
+
+class _Body(httpx.AsyncByteStream):
+    """An answer's body, with httpx's errors."""
+
+    def __init__(self, answer: httpcore.Response) -> None:
+        self._answer = answer
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        with _httpx_errors():
+            async for chunk in self._answer.aiter_stream():
+                yield chunk
+
+    async def aclose(self) -> None:
+        await self._answer.aclose()
+
+
 class _Returning(httpx.AsyncByteStream):
     """An answer's body; its connection goes back on the stack when it is closed."""
 
     def __init__(
         self,
         stream: httpx.AsyncByteStream,
-        connection: httpx.AsyncHTTPTransport,
-        idle: list[httpx.AsyncHTTPTransport],
+        connection: httpx.AsyncBaseTransport,
+        idle: list[httpx.AsyncBaseTransport],
     ) -> None:
         self._stream = stream
-        self._connection: httpx.AsyncHTTPTransport | None = connection
+        self._connection: httpx.AsyncBaseTransport | None = connection
         self._idle = idle
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -82,6 +144,29 @@ class _Returning(httpx.AsyncByteStream):
             if self._connection is not None:
                 self._idle.append(self._connection)
                 self._connection = None
+
+
+_HTTPX_ERRORS: dict[type[Exception], type[httpx.TransportError]] = {
+    httpcore.ConnectTimeout: httpx.ConnectTimeout,
+    httpcore.ReadTimeout: httpx.ReadTimeout,
+    httpcore.WriteTimeout: httpx.WriteTimeout,
+    httpcore.PoolTimeout: httpx.PoolTimeout,
+    httpcore.ConnectError: httpx.ConnectError,
+    httpcore.ReadError: httpx.ReadError,
+    httpcore.WriteError: httpx.WriteError,
+    httpcore.UnsupportedProtocol: httpx.UnsupportedProtocol,
+    httpcore.LocalProtocolError: httpx.LocalProtocolError,
+    httpcore.RemoteProtocolError: httpx.RemoteProtocolError,
+}
+
+
+@contextmanager
+def _httpx_errors() -> Iterator[None]:
+    """Raise httpx's errors for httpcore's, which have the same names."""
+    try:
+        yield
+    except tuple(_HTTPX_ERRORS) as exc:
+        raise _HTTPX_ERRORS[type(exc)](str(exc)) from exc
 
 
 def _environment_proxy(url: httpx.URL) -> str | None:

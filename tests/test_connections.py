@@ -196,8 +196,8 @@ async def test_all_connections_share_one_tls_context():
     """Loading certificates takes 20 ms; a hundred connections must not take two seconds."""
     verify = ssl.create_default_context()
     stack = ConnectionStack(verify=verify)
-    pools = [stack._connection(httpx.URL("https://kimi.test"))._pool for _ in range(3)]
-    assert [pool._ssl_context for pool in pools] == [verify] * 3
+    connections = [stack._connection(httpx.URL("https://kimi.test")) for _ in range(3)]
+    assert [connection._verify for connection in connections] == [verify] * 3
     await stack.aclose()
 
 

@@ -28,7 +28,8 @@ LEAVES = {
     "pace": {"limits"},
     "window": set(),
     "vocabulary": set(),
-    "connections": set(),
+    "network": set(),
+    "connections": {"network"},
     "fanout": set(),
 }
 """All that each of these imports of the package."""

@@ -1,0 +1,182 @@
+"""Sockets for httpcore on asyncio's own transports, through the network backend that httpcore lets one choose.
+
+Its default goes through anyio, whose locks, scopes and stream layers take a quarter of the CPU of a whole request.
+asyncio's transports read ahead and write at once; what is left to do is to wait where nothing has come yet.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Iterable
+from typing import Any
+
+import httpcore
+
+READ_AHEAD = 65_536
+"""Bytes that may come in before anybody asks for them."""
+
+
+class AsyncioBackend(httpcore.AsyncNetworkBackend):
+    """Connects; the loop resolves names and tries addresses side by side (RFC 8305)."""
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[object] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Open a TCP connection; raises httpcore's ConnectTimeout and ConnectError."""
+        loop = asyncio.get_running_loop()
+        local = None if local_address is None else (local_address, 0)
+        try:
+            async with asyncio.timeout(timeout):
+                _, protocol = await loop.create_connection(
+                    _Connection, host, port, local_addr=local, happy_eyeballs_delay=0.25
+                )
+        except TimeoutError as exc:
+            raise httpcore.ConnectTimeout(f"no connection to {host}:{port} in {timeout} s") from exc
+        except OSError as exc:
+            raise httpcore.ConnectError(str(exc)) from exc
+        return AsyncioStream(protocol)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait between two attempts to connect."""
+        await asyncio.sleep(seconds)
+
+
+class _Connection(asyncio.Protocol):
+    """What the loop tells about one connection: bytes that came, its end, and whether it takes more."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport
+        self.received = bytearray()
+        self.ended = False
+        self.error: Exception | None = None
+        self._full = False
+        self._reader: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+        if len(self.received) > READ_AHEAD:
+            self.transport.pause_reading()
+        _wake(self._reader)
+
+    def eof_received(self) -> bool:
+        self.ended = True
+        _wake(self._reader)
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.ended = True
+        self.error = exc
+        _wake(self._reader)
+        self.resume_writing()
+
+    def pause_writing(self) -> None:
+        self._full = True
+
+    def resume_writing(self) -> None:
+        self._full = False
+        _wake(self._writer)
+
+    async def something(self, timeout: float | None) -> None:
+        """Wait until there is something to read, or the end."""
+        self._reader = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._reader
+        finally:
+            self._reader = None
+
+    async def room(self, timeout: float | None) -> None:
+        """Wait until what was written has gone out far enough to take more."""
+        while self._full and not self.ended:
+            self._writer = asyncio.get_running_loop().create_future()
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._writer
+            finally:
+                self._writer = None
+
+
+class AsyncioStream(httpcore.AsyncNetworkStream):
+    """One connection, for one reader and one writer at a time."""
+
+    def __init__(self, connection: _Connection) -> None:
+        self._connection = connection
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """At most so many bytes; none at the end. Raises httpcore's ReadTimeout and ReadError."""
+        connection = self._connection
+        if not connection.received and not connection.ended:
+            try:
+                await connection.something(timeout)
+            except TimeoutError as exc:
+                raise httpcore.ReadTimeout(f"nothing came for {timeout} s") from exc
+        if connection.error is not None and not connection.received:
+            raise httpcore.ReadError(str(connection.error)) from connection.error
+        data = bytes(connection.received[:max_bytes])
+        del connection.received[:max_bytes]
+        if not connection.ended and not connection.transport.is_reading():
+            connection.transport.resume_reading()
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """All of it, to the socket or to asyncio's buffer. Raises httpcore's WriteTimeout and WriteError."""
+        connection = self._connection
+        if not buffer:
+            return
+        if connection.transport.is_closing():
+            raise httpcore.WriteError("the connection is closed")
+        connection.transport.write(buffer)
+        try:
+            await connection.room(timeout)
+        except TimeoutError as exc:
+            raise httpcore.WriteTimeout(f"nothing went out for {timeout} s") from exc
+        if connection.error is not None:
+            raise httpcore.WriteError(str(connection.error)) from connection.error
+
+    async def aclose(self) -> None:
+        """Close it, without waiting for the other side."""
+        self._connection.transport.abort()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        """Encrypt it from now on. Raises httpcore's ConnectTimeout and ConnectError."""
+        connection = self._connection
+        try:
+            async with asyncio.timeout(timeout):
+                transport = await asyncio.get_running_loop().start_tls(
+                    connection.transport, connection, ssl_context, server_hostname=server_hostname
+                )
+        except TimeoutError as exc:
+            connection.transport.abort()
+            raise httpcore.ConnectTimeout(f"no TLS handshake in {timeout} s") from exc
+        except OSError as exc:  # which ssl.SSLError is as well
+            connection.transport.abort()
+            raise httpcore.ConnectError(str(exc)) from exc
+        except BaseException:
+            connection.transport.abort()
+            raise
+        assert transport is not None
+        connection.transport = transport
+        return AsyncioStream(connection)
+
+    def get_extra_info(self, info: str) -> Any:
+        """What httpcore asks for: ``ssl_object``, and if an idle connection ``is_readable``, which means its end."""
+        if info == "is_readable":
+            return bool(self._connection.received) or self._connection.ended
+        names = {"client_addr": "sockname", "server_addr": "peername"}
+        return self._connection.transport.get_extra_info(names.get(info, info))
+
+
+def _wake(waiter: asyncio.Future[None] | None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)

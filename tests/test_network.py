@@ -1,0 +1,208 @@
+"""asyncio's sockets under httpcore: what goes through, what breaks, and as which error."""
+
+import asyncio
+import socket
+import ssl
+import struct
+from contextlib import asynccontextmanager
+
+import httpcore
+import httpx
+import pytest
+import trustme
+
+from kimi_async.connections import ConnectionStack
+from kimi_async.network import READ_AHEAD, AsyncioBackend
+
+pytestmark = pytest.mark.real_time
+
+BIG = bytes(range(256)) * 8192  # 2 MiB: more than any socket buffer takes at once
+
+
+async def echo(reader, writer):
+    """Send everything back."""
+    while data := await reader.read(65_536):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+
+async def silence(reader, writer):
+    """Take nothing, say nothing."""
+    await asyncio.Event().wait()
+
+
+@asynccontextmanager
+async def connected(behave, **tls):
+    """A stream to a server on loopback that behaves like that."""
+    tasks = []
+
+    async def remember(reader, writer):
+        tasks.append((asyncio.current_task(), writer))
+        await behave(reader, writer)
+
+    server = await asyncio.start_server(remember, "127.0.0.1", 0, limit=2**10, **tls)
+    stream = await AsyncioBackend().connect_tcp("127.0.0.1", server.sockets[0].getsockname()[1], timeout=5)
+    try:
+        yield stream
+    finally:
+        await stream.aclose()
+        server.close()
+        for task, writer in tasks:
+            writer.transport.abort()
+            task.cancel()
+        await asyncio.gather(*(task for task, _ in tasks), return_exceptions=True)
+
+
+@pytest.fixture(scope="module")
+def certificates():
+    """A server's context, and one of a client that trusts it."""
+    authority = trustme.CA()
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("localhost").configure_cert(server)
+    authority.configure_trust(client)
+    return server, client
+
+
+async def read_all(stream, number):
+    """So many bytes, in whatever pieces they come."""
+    parts = []
+    while number:
+        parts.append(await stream.read(16_384, timeout=5))
+        number -= len(parts[-1])
+    return b"".join(parts)
+
+
+async def both_ways(stream):
+    """Write and read at once, as a server that answers early wants it."""
+    _, echoed = await asyncio.gather(stream.write(BIG, timeout=5), read_all(stream, len(BIG)))
+    assert echoed == BIG
+
+
+async def test_what_is_written_arrives_and_comes_back():
+    """Two megabytes, with the brakes of both sides."""
+    async with connected(echo) as stream:
+        await both_ways(stream)
+
+
+async def test_and_so_it_does_encrypted(certificates):
+    """The same over TLS."""
+    server, client = certificates
+    async with connected(echo, ssl=server) as raw:
+        stream = await raw.start_tls(client, "localhost", timeout=5)
+        assert isinstance(stream.get_extra_info("ssl_object"), ssl.SSLObject)
+        await both_ways(stream)
+        await stream.aclose()
+
+
+async def test_a_certificate_that_is_not_trusted_is_a_connect_error(certificates):
+    """With OpenSSL's words."""
+    async with connected(echo, ssl=certificates[0]) as raw:
+        with pytest.raises(httpcore.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            await raw.start_tls(ssl.create_default_context(), "localhost", timeout=5)
+
+
+async def test_a_handshake_that_never_ends_times_out(certificates):
+    """The server says nothing."""
+    async with connected(silence) as raw:
+        with pytest.raises(httpcore.ConnectTimeout, match="no TLS handshake"):
+            await raw.start_tls(certificates[1], "localhost", timeout=0.05)
+
+
+async def test_nobody_listening_is_a_connect_error():
+    """A port that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(httpcore.ConnectError):
+        await AsyncioBackend().connect_tcp("127.0.0.1", port, timeout=5)
+
+
+async def test_a_connect_that_takes_too_long_is_a_connect_timeout(monkeypatch):
+    """Whatever holds it up."""
+
+    async def never(*arguments, **options):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", never)
+    with pytest.raises(httpcore.ConnectTimeout):
+        await AsyncioBackend().connect_tcp("kimi.test", 443, timeout=0.01)
+
+
+async def test_nothing_to_read_is_a_read_timeout():
+    """And the connection can still be read from, once something comes."""
+    async with connected(echo) as stream:
+        with pytest.raises(httpcore.ReadTimeout):
+            await stream.read(10, timeout=0.01)
+        await stream.write(b"hello", timeout=5)
+        assert await stream.read(10, timeout=5) == b"hello"
+
+
+async def test_a_server_that_takes_nothing_is_a_write_timeout():
+    """Once all buffers on the way are full."""
+    async with connected(silence) as stream:
+        with pytest.raises(httpcore.WriteTimeout):
+            await stream.write(BIG * 8, timeout=0.05)
+
+
+async def test_a_reset_is_a_read_error_after_what_had_arrived():
+    """Linger of zero makes the server's close a reset."""
+
+    async def reset(reader, writer):
+        await reader.read(1)
+        peer = writer.get_extra_info("socket")
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+    async with connected(reset) as stream:
+        await stream.write(b"x", timeout=5)
+        with pytest.raises(httpcore.ReadError):
+            await stream.read(10, timeout=5)
+        with pytest.raises(httpcore.WriteError):
+            await stream.write(b"x", timeout=5)
+
+
+async def test_the_end_is_no_bytes_and_makes_an_idle_connection_readable():
+    """What came before it is read first."""
+
+    async def leave(reader, writer):
+        writer.write(b"bye")
+        writer.close()
+
+    async with connected(leave) as stream:
+        assert await read_all(stream, 3) == b"bye"
+        assert await stream.read(10, timeout=5) == b""
+        assert stream.get_extra_info("is_readable")
+
+
+async def test_reading_ahead_is_bounded():
+    """A fast server waits for a slow reader."""
+
+    async def pour(reader, writer):
+        writer.write(BIG)
+        await writer.drain()
+        await reader.read()
+
+    async with connected(pour) as stream:
+        first = await stream.read(1, timeout=5)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert len(stream._connection.received) <= READ_AHEAD + 2**18
+        assert first + await read_all(stream, len(BIG) - 1) == BIG
+
+
+async def test_a_whole_request_over_tls_on_one_connection(certificates):
+    """Through the stack, twice; the second finds the first one's connection."""
+    connections = 0
+
+    async def serve(reader, writer):
+        nonlocal connections
+        connections += 1
+        while await reader.readuntil(b"\r\n\r\n"):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    server = await asyncio.start_server(serve, "localhost", 0, ssl=certificates[0])
+    url = f"https://localhost:{server.sockets[0].getsockname()[1]}/"
+    async with ConnectionStack(verify=certificates[1]) as stack, httpx.AsyncClient(transport=stack) as client:
+        assert [(await client.get(url)).text for _ in range(2)] == ["ok", "ok"]
+    server.close()
+    assert connections == 1
