@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
+from itertools import count
 
 from .limits import Cost
 
@@ -18,9 +19,6 @@ class Waiter:
         self.admitted = False
         self.left = False
         self._alarm: asyncio.Future[None] | None = None
-
-    def __lt__(self, other: "Waiter") -> bool:
-        return self.place < other.place
 
     async def sleep(self) -> None:
         """Wait for the next ``wake``."""
@@ -43,12 +41,13 @@ class Line:
     cost O(log n). One who leaves from the middle is forgotten later, at the latest when half the line has left.
     """
 
-    __slots__ = ("_heap", "_left", "head")
+    __slots__ = ("_heap", "_joined", "_left", "head")
 
     def __init__(self) -> None:
         self.head: Waiter | None = None
         """Whose turn it is."""
-        self._heap: list[Waiter] = []
+        self._heap: list[tuple[int, int, Waiter]] = []  # the second decides between two at one place
+        self._joined = count()
         self._left = 0
 
     def __len__(self) -> int:
@@ -56,25 +55,25 @@ class Line:
 
     def __iter__(self) -> Iterator[Waiter]:
         """The waiters in order."""
-        return iter(sorted(waiter for waiter in self._heap if not waiter.left))
+        return (waiter for _, _, waiter in sorted(self._heap) if not waiter.left)
 
     def join(self, waiter: Waiter) -> None:
         """Stand in line, at the waiter's place."""
-        heappush(self._heap, waiter)
-        self.head = self._heap[0]
+        heappush(self._heap, (waiter.place, next(self._joined), waiter))
+        self.head = self._heap[0][-1]
 
     def leave(self, waiter: Waiter) -> None:
         """Go, whether served or not, and wake the one whose turn it becomes."""
         was_head = waiter is self.head
         waiter.left = True
         self._left += 1
-        while self._heap and self._heap[0].left:
+        while self._heap and self._heap[0][-1].left:
             heappop(self._heap)
             self._left -= 1
         if self._left > len(self._heap) // 2:
-            self._heap = [other for other in self._heap if not other.left]
+            self._heap = [entry for entry in self._heap if not entry[-1].left]
             heapify(self._heap)
             self._left = 0
-        self.head = self._heap[0] if self._heap else None
+        self.head = self._heap[0][-1] if self._heap else None
         if was_head and self.head is not None:
             self.head.wake()
