@@ -113,6 +113,7 @@ class Budgets:
         self._requests_sent = 0
         self._tokens_charged = 0
         self._in_flight = 0
+        self._peak = 0
         self._pending = 0
         self._pending_tokens = 0
         self._pauses: dict[Budget, float] = {}
@@ -207,6 +208,7 @@ class Budgets:
         charge.state = "sent"
         self._requests_sent += 1
         self._tokens_charged += charge.tokens
+        self._peak = max(self._peak, self._in_flight)
         self._pending -= 1
         self._pending_tokens -= charge.tokens
         charge.minute_entry = self.minute.add(now, 1, charge.tokens)
@@ -341,6 +343,7 @@ class Budgets:
             guard=self.guard,
             requests_sent=self._requests_sent,
             tokens_charged=self._tokens_charged,
+            peak_slots=self._peak,
         )
 
     def replica(self, now: float) -> "Budgets":

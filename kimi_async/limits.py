@@ -147,6 +147,7 @@ class Usage:
         guard: seconds by which a minute is held to be longer than it is.
         requests_sent: all requests since the ledger was opened.
         tokens_charged: tokens of all that were not refused, ``max_tokens`` included.
+        peak_slots: most slots in use at once since then.
         waiting: requests in line.
         binding: the budget that the head of the line waits for; None where nobody waits.
         next_in: seconds until the head is admitted; None where nobody waits or another request must end first.
@@ -159,6 +160,7 @@ class Usage:
     guard: float
     requests_sent: int = 0
     tokens_charged: int = 0
+    peak_slots: int = 0
     waiting: int = 0
     binding: str | None = None
     next_in: float | None = None

@@ -16,11 +16,14 @@ def mock(
     *,
     port: int = 8000,
     policy: Policy = "sliding",
+    charge_refused: Annotated[bool, Parameter(negative="")] = False,
     limits: LimitOptions = LimitOptions(),  # noqa: B008 - frozen
     latency: Annotated[float, Parameter(group=ANSWERS)] = 0.3,
     latency_jitter: Annotated[float, Parameter(group=ANSWERS)] = 0.5,
     tokens_per_second: Annotated[float | None, Parameter(group=ANSWERS)] = None,
     completion_ratio: Annotated[float, Parameter(group=ANSWERS)] = 0.3,
+    completion_spread: Annotated[float, Parameter(group=ANSWERS)] = 0.5,
+    network_jitter: Annotated[float, Parameter(group=ANSWERS)] = 0.0,
     seed: Annotated[int, Parameter(group=ANSWERS)] = 0,
     error_5xx: Annotated[float, Parameter(group=FAULTS)] = 0.0,
     overload: Annotated[float, Parameter(group=FAULTS)] = 0.0,
@@ -36,24 +39,30 @@ def mock(
         port: To listen on; 0 takes a free one.
         policy: How a minute is counted: exact sliding log, fixed windows, token bucket, or evenly spaced requests.
         limits: Of the one account that all keys share.
+        charge_refused: Count refused requests against RPM too.
         latency: Mean seconds of an answer.
         latency_jitter: How far the latency varies, as a share of it.
         tokens_per_second: Speed of generation, which adds to the latency.
         completion_ratio: Median length of an answer as a share of max_tokens.
+        completion_spread: Sigma of the log-normal distribution of that length.
+        network_jitter: Seconds that a request may take to arrive.
         seed: Of everything random; the same request gets the same answer.
         error_5xx: 500, 503 and 504 pages.
         overload: 429 because the engine is overloaded.
         drop: Connections closed without an answer.
         garble: Answers that are no JSON.
-        slow: Answers that take 5 seconds more.
+        slow: Answers that take 10 seconds more.
     """
     settings = MockSettings(
         limits=limits.rate_limits(),
         policy=policy,
+        charge_refused=charge_refused,
         latency=latency,
         latency_jitter=latency_jitter,
         tokens_per_second=tokens_per_second,
         completion_ratio=completion_ratio,
+        completion_spread=completion_spread,
+        network_jitter=network_jitter,
         seed=seed,
         faults=Faults(error_5xx=error_5xx, overload=overload, drop=drop, garble=garble, slow=slow),
     )

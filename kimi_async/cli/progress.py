@@ -125,12 +125,13 @@ def _shares(kimi: AsyncKimi, usage: Usage, elapsed: float) -> list[str]:
     limits = kimi.limiter.limits
     minutes = math.floor(elapsed / (limits.minute + usage.guard)) + 1
     days = math.floor(elapsed / limits.day) + 1
+    slots = [f"concurrency at most {usage.peak_slots}/{limits.concurrency}"] if limits.concurrency else []
     possible = (
         ("rpm", usage.requests_sent, limits.rpm, minutes),
         ("tpm", usage.tokens_charged, limits.tpm, minutes),
         ("tpd", usage.tokens_charged, limits.tpd, days),
     )
-    return [f"{name} {sent / (limit * windows):.0%} used" for name, sent, limit, windows in possible if limit]
+    return slots + [f"{name} {sent / (limit * windows):.0%} used" for name, sent, limit, windows in possible if limit]
 
 
 def _budget_row(budget: Budget, taken: BudgetUsage, *, binds: bool) -> tuple[RenderableType, ...]:
