@@ -83,11 +83,13 @@ class Lesson:
 
     Attributes:
         explained: our own books agree, now, that the budget is full; waiting for them is enough.
+        echo: not explained, but the request was under way when the last such refusal came: it says nothing new.
         adopted: the lower limit that holds from now on; None where the configured one stands.
         foreign: tokens that somebody else has spent on this account, now booked.
     """
 
     explained: bool
+    echo: bool = False
     adopted: int | None = None
     foreign: int = 0
 
@@ -224,7 +226,7 @@ class Budgets:
         self._close(charge)
         if charge is self.probe:
             self.probe = None
-            if answered and charge.round == self._round:  # else another refusal has come meanwhile
+            if answered and charge.round == self._round:  # else another budget was closed meanwhile
                 self._resume()
 
     def cancel(self, charge: Charge) -> None:
@@ -250,6 +252,8 @@ class Budgets:
         below ours is adopted. ``current`` above what we know is somebody else's usage: booked as of now, the
         latest moment at which it can have been spent.
         """
+        if charge.state == "ended":
+            raise RuntimeError("this reservation has ended already; it ends exactly once")
         if charge.state == "pending":
             self.sent(now, charge)
         self.minute.expire(now)
@@ -266,7 +270,9 @@ class Budgets:
             self.probe = None
         if paused:
             self._pauses["tpd"] = now + (refusal.retry_after or 0.0)
-        return Lesson(explained, adopted, foreign)
+        echo = not explained and charge.round < self._round
+        self._round += paused or not (explained or echo)
+        return Lesson(explained, echo, adopted, foreign)
 
     def _adopt(self, refusal: Refusal) -> int | None:
         if refusal.budget is None or not refusal.limit:
@@ -298,22 +304,19 @@ class Budgets:
             return self.minute.tokens > self._tpm
         return self.day.tokens > self._tpd
 
-    def pause(self, now: float, charge: Charge, refusal: Refusal) -> float:
+    def pause(self, now: float, refusal: Refusal) -> float:
         """Close a budget whose refusal our books do not explain; the seconds it stays closed.
 
-        As long as the gateway asks for, doubled while probes are refused, up to the whole window. Refusals of
-        requests that were under way when the pause began say nothing new. RPM and TPM widen the guard too.
+        As long as the gateway asks for, doubled while probes are refused, up to the whole window. RPM and TPM widen
+        the guard too.
         """
         budget = refusal.budget
         if budget is None:
             return 0.0
-        if charge.round < self._round and budget in self._pauses:
-            return max(self._pauses[budget] - now, 0.0)
         longest = self._limits.minute + self.guard
         seconds = min((refusal.retry_after or self._limits.minute / 60) * 2.0**self._streak, longest)
         self._pauses[budget] = now + seconds
         self._streak += 1
-        self._round += 1
         if budget in {"rpm", "tpm"}:
             self._set_guard(min(2 * self.guard, MAX_GUARD * self._limits.minute))
             self._quiet_at = now + self._limits.minute
@@ -350,6 +353,7 @@ class Budgets:
         """A copy to play on: what is pending counts as sent now, and slots are free."""
         twin = Budgets(self._limits.with_limit("concurrency", None))
         twin._set_guard(self.guard)
+        twin._quiet_at = self._quiet_at
         twin.minute, twin.day = self.minute.copy(), self.day.copy()
         for log in (twin.minute, twin.day):
             log.expire(now)

@@ -81,6 +81,7 @@ class AsyncKimi:
             timeout=TIMEOUT if timeout is None else timeouts(timeout),
             max_attempts=max_attempts,
             on_event=on_event,
+            sleep=self.limiter.sleep,
         )
 
     def __repr__(self) -> str:

@@ -34,7 +34,8 @@ class Refused:
     """The gateway refused a request for one of the budgets; it goes back to the front of the line.
 
     ``explained`` says whether our own ledger knew the budget to be full. ``pause`` is the time in seconds for
-    which that budget stays closed; 0 where the ledger's arithmetic is enough.
+    which that budget is closed now; 0 where the ledger's arithmetic or a slower pace is enough, or where an earlier
+    refusal of the same burst has said it all.
     """
 
     budget: Budget

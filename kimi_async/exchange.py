@@ -3,6 +3,7 @@
 import asyncio
 import math
 import random
+from collections.abc import Awaitable, Callable
 
 import httpx
 from pydantic import ValidationError
@@ -33,6 +34,7 @@ class Exchange:
         timeout: for requests that bring none.
         max_attempts: of one request; refusals for a budget, which the transport handles, do not count.
         on_event: receives `Retrying` before each wait.
+        sleep: waits between two attempts; the limiter's ends when that is closed.
 
     Raises:
         ConfigurationError: no API key, or one that no header can carry.
@@ -47,7 +49,9 @@ class Exchange:
         timeout: httpx.Timeout,
         max_attempts: int,
         on_event: EventHook,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        self._sleep = sleep
         self._transport = transport
         self._url = httpx.URL(url)
         self._headers = httpx.Headers(_headers(api_key))
@@ -90,7 +94,7 @@ class Exchange:
                 if delay is None:
                     raise
                 self._on_event(Retrying(attempt, delay, type(exc).__name__, str(exc)))
-            await asyncio.sleep(delay)
+            await self._sleep(delay)
             attempt += 1
 
     async def _attempt(self, content: bytes, model: str, extensions: dict[str, object]) -> ChatCompletion:

@@ -48,5 +48,6 @@ def _drain(amount: int, taken: BudgetUsage, span: float, wait: Callable[[int], f
     """Seconds until an amount fits a window of which some is taken; ``wait`` says when so much of that has left."""
     if taken.limit is None or amount <= (room := taken.limit - taken.used):
         return 0.0
-    windows, rest = divmod(amount - room - 1, taken.limit)
-    return windows * span + wait(rest + 1)
+    overdrawn = max(-room, 0)  # more is taken than a limit adopted since allows
+    windows, rest = divmod(amount - max(room, 0) - 1, taken.limit)
+    return windows * span + wait(rest + 1 + overdrawn)

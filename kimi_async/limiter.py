@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from itertools import count
 from typing import Literal
@@ -73,7 +73,7 @@ class RateLimiter:
         self._on_event = on_event
         self._line = Line()
         self._places = count()
-        self._closed = False
+        self._closed = asyncio.Event()
         self._denial: Denial | None = None
         self._denied_until = 0.0
         self._forecast: Callable[[Cost], Denial] | None = None
@@ -125,12 +125,21 @@ class RateLimiter:
 
     def close(self) -> None:
         """Let nobody in any more: whoever waits, or comes later, gets LimiterClosed. What is under way goes on."""
-        if self._closed:
+        if self._closed.is_set():
             return
-        self._closed = True
-        self._join(Waiter(-1, Cost(0)))  # stands at the head for ever, so that nobody is served without a look
+        self._closed.set()
+        gatekeeper = Waiter(-1, Cost(0))  # stands at the head for ever, so that nobody is served without a look
+        gatekeeper.admitted = True
+        self._join(gatekeeper)
         for waiter in self._line:
             waiter.wake()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait between two attempts. Raises LimiterClosed as soon as ``close`` is called: there is no next one."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closed.wait()
+        self._refuse_closed()
 
     def time_to_send(self, requests: int, tokens: int) -> float:
         """Seconds until so many further requests, costing so many tokens together, can all have been sent.
@@ -142,7 +151,7 @@ class RateLimiter:
     def usage(self) -> Usage:
         """A snapshot of the four budgets and of the line."""
         usage = self.ledger.usage()
-        waiting = len(self._line) - self._closed
+        waiting = len(self._line) - self._closed.is_set()
         if not waiting or self._denial is None:
             return replace(usage, waiting=waiting)
         left = self._denied_until - asyncio.get_running_loop().time()
@@ -166,8 +175,9 @@ class RateLimiter:
 
     async def admit_in_turn(self, cost: Cost, max_wait: float | None, place: int | None) -> Reservation:
         """Stand in line until the cost is admitted: the waiting half of ``acquire``."""
+        self._refuse_closed()
         self._refuse_impossible(cost)
-        self._refuse_long_wait(cost, max_wait)
+        self._refuse_long_wait(cost, max_wait, place)
         waiter = Waiter(next(self._places) if place is None else place, cost)
         self._join(waiter)
         try:
@@ -194,8 +204,7 @@ class RateLimiter:
     async def _turn(self, waiter: Waiter, max_wait: float | None) -> Charge:
         """Sleep until the waiter is the head, there is room, and the pace lets it go."""
         while True:
-            if self._closed:
-                raise LimiterClosed("the limiter was closed before this request was sent")
+            self._refuse_closed()
             if waiter is not self._line.head:
                 await waiter.sleep()
                 continue
@@ -243,18 +252,23 @@ class RateLimiter:
         budget = refusal.budget
         if budget is None:
             return
+        if lesson.adopted is not None and budget == "rpm":
+            self._pace = Pace(self.limits, self._pace_mode)
         pause = 0.0
-        if not lesson.explained and not (budget == "rpm" and self._pace.slow()):
-            pause = self.ledger.pause(charge, refusal)
+        new = not (lesson.explained or lesson.echo)
+        if new and not (budget == "rpm" and self._pace.slow()):
+            pause = self.ledger.pause(refusal)
         if lesson.adopted is not None:
-            if budget == "rpm":
-                self._pace = Pace(self.limits, self._pace_mode)
             self._on_event(LimitAdopted(budget, getattr(configured, budget), lesson.adopted))
         if lesson.foreign:
             self._on_event(ForeignUsage(budget, lesson.foreign))
         self._on_event(Refused(budget, lesson.explained, pause))
 
     # -- what is refused at once ------------------------------------------------------------------------------
+
+    def _refuse_closed(self) -> None:
+        if self._closed.is_set():
+            raise LimiterClosed("the limiter was closed before this request was sent")
 
     def _refuse_impossible(self, cost: Cost) -> None:
         limits = self.ledger.limits
@@ -264,8 +278,13 @@ class RateLimiter:
         if limits.tpd is not None and tokens > limits.tpd:
             raise _too_large(cost, "tpd", limits.tpd)
 
-    def _refuse_long_wait(self, cost: Cost, max_wait: float | None) -> None:
+    def _refuse_long_wait(self, cost: Cost, max_wait: float | None, place: int | None) -> None:
         """Refuse what cannot be served in time; keep the forecast in step with the line that the cost joins."""
+        if place is not None:
+            self._forecast = None  # it will be wrong for all who stand behind that place
+            if max_wait is not None:
+                self._refuse_if_longer(self._forecast_line(place)(cost), cost, max_wait)
+            return
         if self._line.head is None:
             self._forecast = None
         if max_wait is None and self._forecast is None:
@@ -274,11 +293,15 @@ class RateLimiter:
         if self._forecast is None:
             self._forecast, self._forecast_from = self._forecast_line(), now
         reason, wait = self._forecast(cost)
-        wait -= now - self._forecast_from
-        if max_wait is None or wait <= max_wait:
+        if max_wait is not None:
+            self._refuse_if_longer(Denial(reason, wait - (now - self._forecast_from)), cost, max_wait)
+
+    def _refuse_if_longer(self, forecast: Denial, cost: Cost, max_wait: float) -> None:
+        reason, wait = forecast
+        if wait <= max_wait:
             return
-        self._forecast = None
-        self._refuse_exhausted_day(Denial(reason, wait), max_wait)
+        self._forecast = None  # it has counted on this one
+        self._refuse_exhausted_day(forecast, max_wait)
         raise WaitTooLong(
             f"{cost.tokens:,} tokens would wait {wait:.1f} s for {reason}; max_wait is {max_wait:g} s",
             wait=wait,
@@ -286,8 +309,10 @@ class RateLimiter:
             budget=reason,
         )
 
-    def _forecast_line(self) -> Callable[[Cost], Denial]:
-        return self.ledger.forecast(waiter.cost for waiter in self._line if not waiter.admitted)
+    def _forecast_line(self, place: float = math.inf) -> Callable[[Cost], Denial]:
+        """How long costs would wait at that place, behind those who stand before it."""
+        ahead = (waiter for waiter in self._line if waiter.place < place and not waiter.admitted)
+        return self.ledger.forecast(waiter.cost for waiter in ahead)
 
     def _refuse_exhausted_day(self, denial: Denial, max_wait: float | None) -> None:
         patience = self.limits.minute * (1 + MAX_GUARD) if max_wait is None else max_wait

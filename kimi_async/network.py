@@ -5,11 +5,15 @@ asyncio's transports read ahead and write at once; what is left to do is to wait
 """
 
 import asyncio
+import ipaddress
 import ssl
 from collections.abc import Iterable
 from typing import Any
 
 import httpcore
+
+HAPPY_EYEBALLS = 0.25
+"""Seconds before a name's next address is tried beside the one that has not answered (RFC 8305, section 5)."""
 
 READ_AHEAD = 65_536
 """Bytes that may come in before anybody asks for them."""
@@ -28,11 +32,13 @@ class AsyncioBackend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         """Open a TCP connection; raises httpcore's ConnectTimeout and ConnectError."""
         loop = asyncio.get_running_loop()
+        # asyncio's race leaves a socket to the garbage collector when it is cancelled: one address needs none.
+        delay = None if _is_address(host) else HAPPY_EYEBALLS
         local = None if local_address is None else (local_address, 0)
         try:
             async with asyncio.timeout(timeout):
                 _, protocol = await loop.create_connection(
-                    _Connection, host, port, local_addr=local, happy_eyeballs_delay=0.25
+                    _Connection, host, port, local_addr=local, happy_eyeballs_delay=delay
                 )
         except TimeoutError as exc:
             raise httpcore.ConnectTimeout(f"no connection to {host}:{port} in {timeout} s") from exc
@@ -59,7 +65,12 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
+        self.use(transport)
+
+    def use(self, transport: asyncio.Transport) -> None:
+        """Talk through this one; nothing counts as written while any of it waits in asyncio's buffer."""
         self.transport = transport
+        transport.set_write_buffer_limits(high=0)
 
     def data_received(self, data: bytes) -> None:
         self.received += data
@@ -128,7 +139,7 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """All of it, to the socket or to asyncio's buffer. Raises httpcore's WriteTimeout and WriteError."""
+        """All of it, to the operating system. Raises httpcore's WriteTimeout and WriteError."""
         connection = self._connection
         if not buffer:
             return
@@ -166,7 +177,7 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
             connection.transport.abort()
             raise
         assert transport is not None
-        connection.transport = transport
+        connection.use(transport)
         return AsyncioStream(connection)
 
     def get_extra_info(self, info: str) -> Any:
@@ -175,6 +186,14 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
             return bool(self._connection.received) or self._connection.ended
         names = {"client_addr": "sockname", "server_addr": "peername"}
         return self._connection.transport.get_extra_info(names.get(info, info))
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _wake(waiter: asyncio.Future[None] | None) -> None:

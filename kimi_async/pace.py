@@ -17,7 +17,7 @@ SMOOTH = 0.05
 QUANTUM = 0.01
 """Seconds. Requests that would leave closer together than this leave in groups: timers resolve a millisecond."""
 
-SLACK = (1.0, 1.05, 1.1)
+SLACK = (1.0, 1.1, 1.25, 1.5)
 """Multiples of the even interval, ``minute / rpm``, that unexplained RPM refusals slow the pace to, in turn."""
 
 
@@ -66,4 +66,5 @@ class Pace:
             return False
         self._set_interval(self._even * SLACK[self._slowdowns])
         self._slowdowns += 1
+        self.take()  # the request that was refused has just left; the next one keeps its distance
         return True

@@ -116,9 +116,9 @@ class SlidingLog:
         return self.span if requests > 0 or tokens > 0 else 0.0
 
     def copy(self) -> "SlidingLog":
-        """A log with the same content, whose later bookings leave this one untouched."""
-        twin = SlidingLog(self.span, self._resolution)
-        twin.due, twin.requests, twin.tokens, twin._first = self.due, self.requests, self.tokens, self._first
+        """A log with the same content, whose later bookings leave this one untouched, and its buckets as they are."""
+        twin = SlidingLog(self.span)
+        twin.due, twin.requests, twin.tokens = self.due, self.requests, self.tokens
         twin._entries.extend(Entry(entry.at, entry.requests, entry.tokens) for entry in self._entries)
         return twin
 

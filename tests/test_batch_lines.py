@@ -57,6 +57,7 @@ def test_four_forms(value, custom_id, body):
         ({"body": 3}, "body is no object"),
         ({"body": {}}, "neither a prompt nor messages"),
         ({"custom_id": 3, "prompt": "x"}, "custom_id is 3, where a text is expected"),
+        (b'{"custom_id": "\\ud800", "prompt": "x"}', "surrogates not allowed"),
         ({"custom_id": "", "prompt": "x"}, "custom_id is '', where a text is expected"),
         ({"url": "/v1/embeddings", "body": {"messages": HELLO}}, "url: Input should be '/v1/chat/completions'"),
     ],

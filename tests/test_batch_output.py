@@ -1,5 +1,7 @@
 """The file of answers: appended line by line, repaired and resumed."""
 
+import errno
+import fcntl
 import json
 
 import pytest
@@ -123,7 +125,10 @@ def test_a_name_that_was_answered_twice_stays_once(path):
         assert names(path) == ["a"]
 
 
-@pytest.mark.parametrize("content", ["hello\n", '{"some": "json"}\n', "[1]\n", '{"custom_id": "a"}\n"x"'])
+@pytest.mark.parametrize(
+    "content",
+    ["hello\n", '{"custom_id": [], "error": null}\n', '{"some": "json"}\n', "[1]\n", '{"custom_id": "a"}\n"x"'],
+)
 def test_a_file_of_something_else_is_refused_untouched(path, content):
     """With its line number."""
     path.write_text(content)
@@ -136,6 +141,59 @@ def test_two_runs_may_not_write_one_file(path):
     """The second is told so."""
     with OutputFile(path), pytest.raises(ConfigurationError, match="being written by another run"):
         OutputFile(path)
+
+
+def test_what_cannot_be_written_whole_is_not_written_at_all(path, monkeypatch):
+    """The disk is full in the middle of a line, and has room again for the next one."""
+    with OutputFile(path) as output:
+        output.write(answered("a"))
+        whole = output._file
+        monkeypatch.setattr(output, "_file", HalfFull(whole))
+        with pytest.raises(OSError, match="No space left"):
+            output.write(answered("b"))
+        monkeypatch.setattr(output, "_file", whole)
+        output.write(answered("c"))
+    assert names(path) == ["a", "c"]
+
+
+class HalfFull:
+    """Takes ten bytes, and then no more."""
+
+    def __init__(self, file):
+        self.fileno, self._file, self._full = file.fileno, file, False
+
+    def write(self, data):
+        if self._full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self._full = True
+        return self._file.write(data[:10])
+
+
+def test_a_run_that_opened_a_file_which_was_then_replaced_opens_the_new_one(path, monkeypatch):
+    """Between its opening and its lock another run repaired the file, by putting a copy in its place."""
+    write(path, answered("a"))
+    lock = fcntl.flock
+
+    def replaced_meanwhile(file, how):
+        copy = path.with_suffix(".copy")
+        copy.write_bytes(path.read_bytes())
+        copy.replace(path)
+        monkeypatch.setattr(fcntl, "flock", lock)
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", replaced_meanwhile)
+    write(path, answered("b"))
+    assert names(path) == ["a", "b"]
+
+
+def test_a_link_stays_one_when_its_file_is_repaired(path, tmp_path):
+    """The file behind it is replaced."""
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(path)
+    write(link, failed("a"))
+    write(link, answered("a"))
+    assert link.is_symlink()
+    assert names(path) == ["a"]
 
 
 def test_repairing_keeps_the_files_mode_and_leaves_nothing_behind(path):

@@ -145,6 +145,27 @@ def test_a_day_that_the_gateway_says_is_spent_is_closed_until_it_says():
     assert isinstance(books.reserve(7201.0, Cost(10)), Charge)
 
 
+def test_a_spent_day_stays_closed_when_an_older_probe_passes():
+    """The probe was under way when another request learned that the day is over."""
+    books = Budgets(RateLimits(concurrency=9))
+    older = send(books, 0.0)
+    paused(books)
+    probe = send(books, 1.0)
+    books.refuse(1.5, older, Refusal("budget", "tpd", retry_after=50.0))
+    books.end(probe, answered=True)
+    assert books.reserve(2.0, Cost(1)) == Denial("tpd", pytest.approx(49.5))
+
+
+def test_an_ended_reservation_teaches_nothing():
+    """The error comes before the lesson."""
+    books = Budgets(RateLimits(rpm=20))
+    charge = send(books, 0.0)
+    books.end(charge, answered=True)
+    with pytest.raises(RuntimeError, match="exactly once"):
+        books.refuse(1.0, charge, Refusal("budget", "rpm", limit=3))
+    assert books.limits.rpm == 20
+
+
 def test_a_lower_limit_is_adopted_and_explains_the_refusal():
     """Configured 20 RPM, the gateway says 3, and we sent 4: the books now explain it."""
     books = Budgets(RateLimits(rpm=20))
@@ -170,20 +191,20 @@ def test_pauses_double_up_to_a_window_while_probes_are_refused():
     for _ in range(8):
         charge = send(books, now)
         books.refuse(now, charge, refusal)
-        pauses.append(books.pause(now, charge, refusal))
+        pauses.append(books.pause(now, refusal))
         denial = books.reserve(now, Cost(1))
         assert denial.reason == "concurrency"
         now += denial.wait
     assert pauses == [1, 2, 4, 8, 16, 32, pytest.approx(MINUTE), pytest.approx(MINUTE)]
 
 
-def test_refusals_of_one_burst_pause_once():
-    """Five requests under way when the pause began say nothing new."""
+def test_refusals_of_one_burst_are_one_lesson():
+    """Five requests under way when the first refusal came say nothing new; one admitted after it does."""
     books, refusal = Budgets(RateLimits(concurrency=9)), Refusal("budget", "concurrency", retry_after=1.0)
     burst = [send(books, 0.0) for _ in range(5)]
-    for charge in burst:
-        books.refuse(0.1, charge, refusal)
-        assert books.pause(0.1, charge, refusal) == pytest.approx(1.0)
+    lessons = [books.refuse(0.1, charge, refusal) for charge in burst]
+    assert [lesson.echo for lesson in lessons] == [False, True, True, True, True]
+    assert not books.refuse(0.2, send(books, 0.2), refusal).echo
 
 
 def paused(books):
@@ -191,7 +212,7 @@ def paused(books):
     refusal = Refusal("budget", "concurrency", retry_after=1.0)
     charge = send(books, 0.0)
     books.refuse(0.0, charge, refusal)
-    books.pause(0.0, charge, refusal)
+    books.pause(0.0, refusal)
 
 
 def test_after_a_pause_one_probe_goes_first():
@@ -229,26 +250,13 @@ def test_a_probe_without_an_answer_hands_over_to_the_next(ending):
     assert books.reserve(1.0, Cost(1)).reason == "probe"
 
 
-def test_a_probe_that_passes_lifts_no_pause_that_came_after_it():
-    """An older request was refused for another budget while the probe was under way."""
-    books = Budgets(RateLimits(concurrency=9))
-    older = send(books, 0.0)
-    paused(books)
-    probe = send(books, 1.0)
-    late = Refusal("budget", "tpm", retry_after=5.0)
-    books.refuse(1.5, older, late)
-    books.pause(1.5, older, late)
-    books.end(probe, answered=True)
-    assert books.reserve(2.0, Cost(1)) == Denial("tpm", pytest.approx(9.5))
-
-
 def test_unexplained_refusals_widen_the_guard_and_quiet_minutes_narrow_it():
     """0.3 s doubles up to 3 s; after each quiet minute it halves, back to 0.3."""
     books, refusal, now, guards = Budgets(RateLimits(tpm=1000)), Refusal("budget", "tpm", retry_after=1.0), 0.0, []
     for _ in range(5):
         charge = send(books, now)
         books.refuse(now, charge, refusal)
-        books.pause(now, charge, refusal)
+        books.pause(now, refusal)
         guards.append(books.guard)
         now += books.reserve(now, Cost(1)).wait
     assert guards == pytest.approx([0.6, 1.2, 2.4, 3.0, 3.0])
@@ -265,7 +273,7 @@ def test_the_guard_never_exceeds_a_twentieth():
     for _ in range(8):
         charge = send(books, now)
         books.refuse(now, charge, refusal)
-        books.pause(now, charge, refusal)
+        books.pause(now, refusal)
         now += 1.0
     assert books.guard == pytest.approx(3.0)
 

@@ -41,7 +41,7 @@ def test_a_pause_is_waited_for_first():
     charge = books.reserve(0.0, Cost(1))
     refusal = Refusal("budget", "concurrency", retry_after=7.0)
     books.refuse(0.0, charge, refusal)
-    books.pause(0.0, charge, refusal)
+    books.pause(0.0, refusal)
     assert Forecast(books, 1.0).admit(Cost(1)).wait == pytest.approx(6.0)
     assert time_to_send(books, 1.0, 1, 1) == pytest.approx(6.0)
 
@@ -65,6 +65,37 @@ def test_time_to_send_counts_whole_windows(requests, tokens, seconds):
     for _ in range(2):
         books.sent(0.0, books.reserve(0.0, Cost(150)))
     assert time_to_send(books, 10.0, requests, tokens) == pytest.approx(seconds)
+
+
+def test_a_limit_that_was_adopted_below_what_is_taken_is_waited_for_exactly():
+    """Three sent at 0, 1 and 2, then RPM turns out to be 1: the next one fits when all three have left."""
+    books = Budgets(RateLimits(rpm=20))
+    for now in (0.0, 1.0, 2.0):
+        books.sent(now, books.reserve(now, Cost(1)))
+    books.limits = RateLimits(rpm=1)
+    assert time_to_send(books, 2.0, 1, 1) == pytest.approx(MINUTE)
+    assert Forecast(books, 2.0).admit(Cost(1)).wait == pytest.approx(MINUTE)
+
+
+def test_a_forecast_of_the_day_is_never_late():
+    """What is pending joins no bucket that leaves earlier, and moves none."""
+    books = Budgets(RateLimits(tpd=100, day=3600.0))
+    books.sent(0.0, books.reserve(0.0, Cost(100)))
+    assert Forecast(books, 2.0).admit(Cost(1)).wait == pytest.approx(books.reserve(2.0, Cost(1)).wait)
+
+
+def test_a_forecast_narrows_a_widened_guard_as_the_books_will():
+    """Each quiet minute halves it."""
+    books, refusal = Budgets(RateLimits(tpm=100)), Refusal("budget", "tpm", retry_after=1.0)
+    for _ in range(2):
+        charge = books.reserve(0.0, Cost(1))
+        books.refuse(0.0, charge, refusal)
+    books.pause(0.0, refusal)
+    books.pause(0.0, refusal)
+    books.sent(10.0, books.reserve(10.0, Cost(100)))
+    forecast = Forecast(books, 10.0)
+    waits = [forecast.admit(Cost(100)).wait for _ in range(3)]
+    assert waits == pytest.approx([61.2, 61.2 + 60.6, 61.2 + 60.6 + 60.3])
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=40), st.integers(1, 8))

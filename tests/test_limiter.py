@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kimi_async.budgets import GUARD
-from kimi_async.errors import DailyBudgetExhausted, LimiterClosed, RequestTooLarge, WaitTooLong
+from kimi_async.errors import ConfigurationError, DailyBudgetExhausted, LimiterClosed, RequestTooLarge, WaitTooLong
 from kimi_async.events import ForeignUsage, LimitAdopted, Refused
 from kimi_async.ledger.memory import MemoryLedger
 from kimi_async.limiter import RateLimiter
@@ -293,9 +293,21 @@ async def test_a_closed_limiter_turns_the_line_away():
     with pytest.raises(LimiterClosed):
         await waiting
     held.end()
-    with pytest.raises(LimiterClosed):
-        await limiter.acquire(Cost(1))
+    for max_wait in (None, 5):
+        with pytest.raises(LimiterClosed):
+            await limiter.acquire(Cost(1), max_wait=max_wait)
     assert (limiter.try_acquire(Cost(1)), limiter.usage().waiting) == (None, 0)
+
+
+async def test_a_wait_between_two_attempts_ends_when_the_limiter_is_closed():
+    """There is no next attempt to wait for."""
+    limiter = RateLimiter(RateLimits())
+    await limiter.sleep(2)
+    assert clock() == 2.0
+    asyncio.get_running_loop().call_later(1, limiter.close)
+    with pytest.raises(LimiterClosed):
+        await limiter.sleep(30)
+    assert clock() == 3.0
 
 
 # -- refusals -------------------------------------------------------------------------------------------------
@@ -330,15 +342,49 @@ async def test_lessons_are_told():
 
 
 async def test_unexplained_rpm_refusals_slow_the_pace_before_anything_is_closed():
-    """First the even interval and two steps more; only then a pause."""
-    events = []
+    """First the even interval and three steps more; only then a pause. None is sent again at once."""
+    events, times = [], []
     limiter = RateLimiter(RateLimits(rpm=60), on_event=events.append)
-    for _ in range(4):
+    for _ in range(5):
         reservation = await limiter.acquire(Cost(1))
         reservation.sent()
+        times.append(clock())
         reservation.refused(Refusal("budget", "rpm", limit=60, retry_after=1.0))
-    assert [event.pause for event in events] == [0, 0, 0, 1]
-    assert limiter._pace.interval == pytest.approx(1.1)
+    assert [event.pause for event in events] == [0, 0, 0, 0, 1]
+    assert times == pytest.approx([0, 1, 2.1, 3.35, 4.85], abs=1e-3)
+
+
+async def test_a_lower_rpm_does_not_make_the_pace_forget_what_it_learned():
+    """Refused although the books saw room, and with a lower limit: even, at the new limit."""
+    limiter = RateLimiter(RateLimits(rpm=100))
+    reservation = await limiter.acquire(Cost(1))
+    reservation.sent()
+    reservation.refused(Refusal("budget", "rpm", limit=50, retry_after=1.0))
+    assert limiter._pace.interval == pytest.approx(60 / 50)
+
+
+async def test_a_refused_request_is_forecast_at_its_own_place():
+    """Behind nobody, whatever the line behind it would wait; and the line is forecast anew."""
+    limiter = RateLimiter(RateLimits(tpm=100))
+    refused = await limiter.acquire(Cost(100))
+    refused.sent()
+    line = [asyncio.create_task(use(limiter, Cost(100))) for _ in range(3)]
+    await asyncio.sleep(1)
+    refused.refused(Refusal("budget", "tpm", limit=100))
+    again = await limiter.acquire(Cost(100), max_wait=5, place=refused.place)
+    assert clock() == 2.0  # after the pause of a second that an unexplained refusal asks for
+    again.cancel()
+    await asyncio.gather(*line)
+
+
+async def test_a_burst_that_is_refused_slows_the_pace_once():
+    """Ten requests under way teach no more than the first of them."""
+    limiter = RateLimiter(RateLimits(rpm=6000))
+    burst = [limiter.try_acquire(Cost(1)) for _ in range(10)]
+    for reservation in burst:
+        reservation.sent()
+        reservation.refused(Refusal("budget", "rpm", limit=6000, retry_after=1.0))
+    assert limiter._pace.interval == pytest.approx(0.01)
 
 
 async def test_the_line_moves_again_when_the_probe_has_passed():
@@ -388,6 +434,16 @@ async def test_two_limiters_on_one_ledger_share_the_account():
     held.end()
     await waiting
     assert log == [(None, 3.0)]
+
+
+async def test_a_ledger_keeps_its_account_after_it_learned_a_lower_limit():
+    """A second limiter configures what the first one did; other limits are another account's."""
+    ledger, limits = MemoryLedger(), RateLimits(rpm=20)
+    reservation = await RateLimiter(limits, ledger=ledger, on_event=lambda event: None).acquire(Cost(1))
+    reservation.refused(Refusal("budget", "rpm", limit=3))
+    assert RateLimiter(limits, ledger=ledger).limits.rpm == 3
+    with pytest.raises(ConfigurationError, match="cannot also have"):
+        RateLimiter(RateLimits(rpm=21), ledger=ledger)
 
 
 # -- properties -----------------------------------------------------------------------------------------------

@@ -113,6 +113,7 @@ def _custom_id(fields: Mapping[str, object], fallback: str) -> str:
     custom_id = fields.get("custom_id", fallback)
     if not isinstance(custom_id, str) or not custom_id:
         raise TypeError(f"custom_id is {custom_id!r}, where a text is expected")
+    custom_id.encode()  # half a surrogate pair, which JSON can escape, is a ValueError: no file can hold it
     return custom_id
 
 

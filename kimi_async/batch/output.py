@@ -9,8 +9,9 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
 from pydantic_core import to_json
 
@@ -46,24 +47,29 @@ class OutputFile:
     def __init__(self, path: Path) -> None:
         if path.exists() and not path.is_file():
             raise ConfigurationError(f"{path} is no regular file; answers are read again when a run is resumed")
-        self.path = path
+        self.path = path.resolve()  # a link stays one when the file behind it is replaced
         self.answered: set[str] = set()
-        self._file: BinaryIO = path.open("ab", buffering=0)
+        self._file = self._locked()
         try:
-            self._lock()
             if not self._survey():
                 self._rewrite()
         except BaseException:
             self._file.close()
             raise
 
-    def _lock(self) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            raise ConfigurationError(f"{self.path} is being written by another run; wait for it") from exc
+    def _locked(self) -> FileIO:
+        """The file opened to append, for this run alone."""
+        while True:
+            file = FileIO(self.path, "ab")
+            try:
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(file.fileno()).st_ino == self.path.stat().st_ino:
+                    return file
+                file.close()  # another run has put a repaired copy in its place since it was opened
+            except BlockingIOError as exc:
+                file.close()
+                raise ConfigurationError(f"{self.path} is being written by another run; wait for it") from exc
 
     def _survey(self) -> bool:
         """Note what is answered; whether the file can be appended to as it is."""
@@ -83,6 +89,8 @@ class OutputFile:
                 try:
                     line = json.loads(raw)
                     custom_id, failed = line["custom_id"], line["error"] is not None
+                    if not isinstance(custom_id, str):
+                        raise TypeError("no name")  # noqa: TRY301 - one of the ways in which it is no such line
                 except (ValueError, TypeError, KeyError) as exc:
                     if not raw.endswith(b"\n"):
                         yield raw, None  # torn: the run was killed while it wrote
@@ -107,14 +115,18 @@ class OutputFile:
                 Path(copy.name).unlink(missing_ok=True)
                 raise
         self._file.close()
-        self._file = self.path.open("ab", buffering=0)
-        self._lock()
+        self._file = self._locked()
 
     def write(self, outcome: BatchResult | BadLine) -> None:
-        """Append one line; it is with the operating system when this returns."""
+        """Append one line; it is with the operating system when this returns. All of it or, on an error, nothing."""
         line = to_json(_line(outcome)) + b"\n"
-        while line:
-            line = line[self._file.write(line) :]
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError:
+            os.ftruncate(self._file.fileno(), size)
+            raise
 
     def close(self) -> None:
         """Close the file."""

@@ -53,7 +53,7 @@ class Ledger(Protocol):
     def refuse(self, charge: Charge, refusal: Refusal) -> Lesson:
         """End a refused reservation and learn from the refusal."""
 
-    def pause(self, charge: Charge, refusal: Refusal) -> float:
+    def pause(self, refusal: Refusal) -> float:
         """Close a budget for a while; returns for how long."""
 
     def forecast(self, costs: Iterable[Cost]) -> Callable[[Cost], Denial]:

@@ -21,7 +21,7 @@ class MemoryLedger:
 
     def __init__(self) -> None:
         self._books = Budgets(RateLimits())
-        self._configured = False
+        self._configured: RateLimits | None = None
         self._time: Callable[[], float] = self._first_time
         self._subscribers: list[OnRoom] = []
 
@@ -39,11 +39,11 @@ class MemoryLedger:
 
     def configure(self, limits: RateLimits) -> None:
         """Set the account's limits; raises ConfigurationError where others are set already."""
-        if self._configured and limits != self._books.limits:
-            raise ConfigurationError(f"this ledger's account has {self._books.limits}; it cannot also have {limits}")
-        if not self._configured:
+        if self._configured is None:
             self._books = Budgets(limits, epoch=time.time() - time.monotonic())
-            self._configured = True
+            self._configured = limits
+        elif limits != self._configured:
+            raise ConfigurationError(f"this ledger's account has {self._configured}; it cannot also have {limits}")
 
     def subscribe(self, on_room: OnRoom) -> None:
         """Call ``on_room`` whenever there may be room sooner than the last denial said, until unsubscribed."""
@@ -86,9 +86,9 @@ class MemoryLedger:
         self._notify(slot_only=False)
         return lesson
 
-    def pause(self, charge: Charge, refusal: Refusal) -> float:
+    def pause(self, refusal: Refusal) -> float:
         """Close a budget for a while; returns for how long."""
-        return self._books.pause(self._time(), charge, refusal)
+        return self._books.pause(self._time(), refusal)
 
     def forecast(self, costs: Iterable[Cost]) -> Callable[[Cost], Denial]:
         """A function that says how long each further cost, in line behind ``costs``, would wait."""
