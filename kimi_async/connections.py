@@ -5,8 +5,9 @@ that is most of the CPU that a request takes. A stack takes the top one and puts
 """
 
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Self
 from urllib.request import getproxies, proxy_bypass
 
@@ -44,7 +45,7 @@ class ConnectionStack(httpx.AsyncBaseTransport):
             self._idle.append(connection)  # httpcore has closed what was open; the transport can connect anew
             raise
         assert isinstance(response.stream, httpx.AsyncByteStream)
-        response.stream = _Returning(response.stream, connection, self._idle)
+        response.stream = ClosingStream(response.stream, partial(self._idle.append, connection))
         return response
 
     def _connection(self, url: httpx.URL) -> httpx.AsyncBaseTransport:
@@ -120,30 +121,25 @@ class _Body(httpx.AsyncByteStream):
         await self._answer.aclose()
 
 
-class _Returning(httpx.AsyncByteStream):
-    """An answer's body; its connection goes back on the stack when it is closed."""
+class ClosingStream(httpx.AsyncByteStream):
+    """An answer's body that tells once when it is closed."""
 
-    def __init__(
-        self,
-        stream: httpx.AsyncByteStream,
-        connection: httpx.AsyncBaseTransport,
-        idle: list[httpx.AsyncBaseTransport],
-    ) -> None:
+    def __init__(self, stream: httpx.AsyncByteStream, on_close: Callable[[], None]) -> None:
         self._stream = stream
-        self._connection: httpx.AsyncBaseTransport | None = connection
-        self._idle = idle
+        self._on_close: Callable[[], None] | None = on_close
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for chunk in self._stream:
             yield chunk
 
     async def aclose(self) -> None:
+        """Close it, and tell, once."""
         try:
             await self._stream.aclose()
         finally:
-            if self._connection is not None:
-                self._idle.append(self._connection)
-                self._connection = None
+            on_close, self._on_close = self._on_close, None
+            if on_close is not None:
+                on_close()
 
 
 _HTTPX_ERRORS: dict[type[Exception], type[httpx.TransportError]] = {

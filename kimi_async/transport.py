@@ -5,12 +5,12 @@ Every attempt passes here, retries included, whoever makes it: ``AsyncKimi``, or
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Self
 
 import httpx
 
-from .connections import ConnectionStack
+from .connections import ClosingStream, ConnectionStack
 from .limiter import RateLimiter
 from .limits import Cost
 from .reservation import Reservation
@@ -162,31 +162,12 @@ class _Departure:
             self._reservation.end(answered=False)
 
 
-class _Reserved(httpx.AsyncByteStream):
-    """An answer's body, whose reservation ends when it is closed."""
-
-    def __init__(self, stream: httpx.AsyncByteStream, reservation: Reservation) -> None:
-        self._stream = stream
-        self._reservation = reservation
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for chunk in self._stream:
-            yield chunk
-
-    async def aclose(self) -> None:
-        try:
-            await self._stream.aclose()
-        finally:
-            if self._reservation.state != "ended":
-                self._reservation.end()
-
-
 def _end_with(response: httpx.Response, reservation: Reservation) -> None:
     if response.is_closed:  # a transport that has read the answer itself, such as httpx.MockTransport
         reservation.end()
         return
     assert isinstance(response.stream, httpx.AsyncByteStream)
-    response.stream = _Reserved(response.stream, reservation)
+    response.stream = ClosingStream(response.stream, reservation.end)
 
 
 async def _read(response: httpx.Response, reservation: Reservation) -> bytes:
