@@ -4,7 +4,7 @@
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,7 +90,6 @@ class BatchRun:
         source: the file of requests.
         output: the file of answers; what it holds already is skipped.
         defaults: for what lines leave out.
-        on_outcome: called after each line that was written.
 
     Attributes:
         tally: what has been done.
@@ -104,7 +103,6 @@ class BatchRun:
         output: OutputFile,
         *,
         defaults: Defaults,
-        on_outcome: Callable[[BatchResult | BadLine], None] = lambda outcome: None,
     ) -> None:
         self.tally = Tally()
         self.stopped_by: KimiError | None = None
@@ -113,7 +111,6 @@ class BatchRun:
         self._source = source
         self._output = output
         self._defaults = defaults
-        self._on_outcome = on_outcome
         self._stopping = False
 
     def stop(self) -> None:
@@ -157,4 +154,3 @@ class BatchRun:
     def _record(self, outcome: BatchResult | BadLine) -> None:
         self._output.write(outcome)
         self.tally.add(outcome, self.currency)
-        self._on_outcome(outcome)
