@@ -34,7 +34,7 @@ from zoneinfo import ZoneInfo
 
 from .limits import Budget, BudgetUsage, Cost, RateLimits, Usage
 from .refusal import Refusal
-from .window import TICK, CalendarLog, Entry, SlidingLog
+from .window import TICK, CalendarLog, Entry, Log, SlidingLog
 
 GUARD = 0.005
 """The default guard as a share of the minute: 0.3 s of delay that may vary on the way to the gateway."""
@@ -107,7 +107,7 @@ class Budgets:
         self.guard = GUARD * limits.minute
         self._quiet_at = math.inf
         self.minute = SlidingLog(limits.minute + self.guard)
-        self.day: SlidingLog | CalendarLog
+        self.day: Log
         if limits.day_zone is None:
             self.day = SlidingLog(limits.day + self.guard, resolution=limits.day / DAY_BUCKETS)
         else:

@@ -25,7 +25,7 @@ class Exchange:
     """Sends chat requests through a transport and reads their answers; what fails in passing is tried again.
 
     httpx's errors are translated here, and only here. The transport is called directly: a chat request needs none of
-    ``httpx.AsyncClient``'s cookies, redirects, hooks and authentication flows, and they cost as much as the rest.
+    ``httpx.AsyncClient``'s cookies, redirects, hooks and authentication flows.
 
     Args:
         transport: where limiting happens.

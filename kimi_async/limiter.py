@@ -218,7 +218,7 @@ class RateLimiter:
         waiter.admitted = True
         try:
             await self._pace.wait()
-        except BaseException:
+        except BaseException:  # cancelled or out of time: it holds what nobody will use
             self.ledger.cancel(verdict)
             raise
         return verdict

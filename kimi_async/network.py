@@ -99,21 +99,15 @@ class _Connection(asyncio.Protocol):
     async def something(self, timeout: float | None) -> None:
         """Wait until there is something to read, or the end."""
         self._reader = asyncio.get_running_loop().create_future()
-        try:
-            async with asyncio.timeout(timeout):
-                await self._reader
-        finally:
-            self._reader = None
+        async with asyncio.timeout(timeout):
+            await self._reader
 
     async def room(self, timeout: float | None) -> None:
-        """Wait until what was written has gone out far enough to take more."""
+        """Wait until all that was written has gone out."""
         while self._full and not self.ended:
             self._writer = asyncio.get_running_loop().create_future()
-            try:
-                async with asyncio.timeout(timeout):
-                    await self._writer
-            finally:
-                self._writer = None
+            async with asyncio.timeout(timeout):
+                await self._writer
 
 
 class AsyncioStream(httpcore.AsyncNetworkStream):
@@ -173,7 +167,7 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
         except OSError as exc:  # which ssl.SSLError is as well
             connection.transport.abort()
             raise httpcore.ConnectError(str(exc)) from exc
-        except BaseException:
+        except BaseException:  # cancelled: nobody else knows of this connection yet
             connection.transport.abort()
             raise
         assert transport is not None

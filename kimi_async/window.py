@@ -46,6 +46,9 @@ class Log(Protocol):
     def wait(self, now: float, requests: int, tokens: int) -> float:
         """Seconds until that many requests and tokens have left the window."""
 
+    def copy(self) -> "Log":
+        """A log with the same content, whose later bookings leave this one untouched."""
+
 
 class SlidingLog:
     """The exact sliding window.

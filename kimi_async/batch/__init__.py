@@ -1,6 +1,6 @@
 """Files of prompts in, files of answers out: resumable, with memory for no more than what is in flight.
 
-``run_batch`` is the loop; ``lines`` reads the four input forms, ``output`` appends and resumes.
+``BatchRun`` is one pass; ``lines`` reads the four input forms, ``output`` appends and resumes.
 """
 
 from collections import Counter
