@@ -49,6 +49,25 @@ class Price:
         return (cached_tokens * self.hit + fresh * self.miss + completion_tokens * self.output) / 1e6
 
 
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Sampling parameters of a model that takes no others: any other value is a 400, and so is ``n`` above 1.
+
+    Args:
+        temperature: the only one allowed; while it thinks, if it can do both.
+        temperature_unthinking: the only one allowed with ``thinking`` disabled.
+        top_p: the only one allowed.
+    """
+
+    temperature: float = 1.0
+    temperature_unthinking: float = 1.0
+    top_p: float = 0.95
+
+
+Thinking = Literal["never", "optional", "always"]
+"""Whether a model thinks before it answers; ``"optional"``: unless the request disables it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """One model.
@@ -63,6 +82,8 @@ class Model:
         image_tokens: upper estimate for one image; see ``_IMAGE_TOKENS``.
         extra_message_tokens: what its chat template adds to a message beyond the 4 tokens of K2's.
         extra_prompt_tokens: what it adds to a prompt beyond the 3 of K2's.
+        thinking: whether it does.
+        sampling: what it is fixed to; None for a model whose sampling is free.
         note: what is uncertain about the row.
     """
 
@@ -75,6 +96,8 @@ class Model:
     image_tokens: int
     extra_message_tokens: int = 0
     extra_prompt_tokens: int = 0
+    thinking: Thinking = "never"
+    sampling: Sampling | None = None
     note: str = ""
 
 
@@ -168,11 +191,15 @@ def _k3(name: str, usd: Price | None, cny: Price | None = None, note: str = "") 
         image_tokens=_IMAGE_TOKENS_K3,
         extra_message_tokens=_K3_MESSAGE,
         extra_prompt_tokens=_K3_PROMPT,
+        thinking="always",
+        sampling=Sampling(),
         note=note,
     )
 
 
-def _k2_5(name: str, usd: Price, cny: Price | None, retired: date | None = None) -> Model:
+def _k2_5(
+    name: str, usd: Price, cny: Price | None, retired: date | None = None, *, unthinking: float = 0.6
+) -> Model:
     return Model(
         name=name,
         context=256 * _K,
@@ -181,6 +208,8 @@ def _k2_5(name: str, usd: Price, cny: Price | None, retired: date | None = None)
         cny=cny,
         retired=retired,
         image_tokens=_IMAGE_TOKENS,
+        thinking="optional",
+        sampling=Sampling(temperature_unthinking=unthinking),
     )
 
 
@@ -195,6 +224,7 @@ def _old(
         cny=cny,
         retired=retired,
         image_tokens=_IMAGE_TOKENS,
+        thinking="always" if "thinking" in name else "never",
         note=note,
     )
 
@@ -224,8 +254,8 @@ _MODELS: dict[str, Model] = {
         _k3("kimi-k3.1-pro", Price(0.20, 2, 10), note=_ASSUMED_K3),
         _k3("kimi-k3.1-pro-highspeed", None, note=f"4 and 20 USD, cache price unknown; {_ASSUMED_K3}"),
         _k3("kimi-k3", Price(0.30, 3, 15), Price(2, 20, 100)),
-        _k2_5("kimi-k2.7-code", Price(0.19, 0.95, 4), Price(1.30, 6.50, 27)),
-        _k2_5("kimi-k2.7-code-highspeed", Price(0.38, 1.90, 8), Price(2.60, 13, 54)),
+        _k2_5("kimi-k2.7-code", Price(0.19, 0.95, 4), Price(1.30, 6.50, 27), unthinking=1.0),
+        _k2_5("kimi-k2.7-code-highspeed", Price(0.38, 1.90, 8), Price(2.60, 13, 54), unthinking=1.0),
         _k2_5("kimi-k2.6", Price(0.16, 0.95, 4), Price(1.10, 6.50, 27)),
         _k2_5("kimi-k2.5", Price(0.10, 0.60, 3), None, date(2026, 8, 31)),
         _old("kimi-k2-0905-preview", 256 * _K, _K2_RETIRED, _K2_USD, _K2_CNY),
