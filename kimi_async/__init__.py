@@ -15,13 +15,21 @@ line, pace, limiter             who is next; smoothing; ``RateLimiter``
 refusal, responses, retry       what a 429 says; which exception an answer becomes; what is tried again
 vocabulary, tokens, models      Kimi's tokens, exactly; what each model can do and costs
 network, connections, transport sockets; the connection pool; ``RateLimitTransport``, where limiting happens
-chat, exchange, fanout, client  the wire; one request; many, few at a time; ``AsyncKimi``
+chat, assembly, stream          the wire; chunks put together; a streamed answer
+parameters, exchange            what a request can carry; one request, tried until it is answered
+completions, conversation       ``kimi.chat.completions``; turns that build on each other
+functions, tools                Python functions as tools; the loop that runs them
+endpoints, files, batches       the rest of the API
+fanout, jsonl, client           many requests, few at a time; files of them; ``AsyncKimi``
+httpx2, clients                 the same limits under other clients, such as the openai SDK
 batch, cli, mock                files of prompts; the command line; a gateway to try it all against
 ==============================  ==========================================================================
 """
 
-from .chat import BatchRequest, BatchResult, ChatCompletion
+from .chat import ChatCompletion, ChatCompletionChunk
 from .client import AsyncKimi
+from .clients import limited_client
+from .conversation import Conversation
 from .errors import (
     APIConnectionError,
     APIStatusError,
@@ -40,8 +48,11 @@ from .errors import (
     QuotaExceededError,
     RateLimitError,
     RequestTooLarge,
+    StreamBroken,
+    ToolRoundsExceeded,
     WaitTooLong,
 )
+from .jsonl import BatchRequest, BatchResult
 from .ledger import open_ledger
 from .limiter import RateLimiter
 from .limits import Cost, RateLimits, Usage
@@ -59,7 +70,9 @@ __all__ = [
     "BatchRequest",
     "BatchResult",
     "ChatCompletion",
+    "ChatCompletionChunk",
     "ConfigurationError",
+    "Conversation",
     "Cost",
     "DailyBudgetExhausted",
     "EngineOverloadedError",
@@ -76,8 +89,11 @@ __all__ = [
     "RateLimits",
     "RequestTooLarge",
     "Reservation",
+    "StreamBroken",
     "TokenCounter",
+    "ToolRoundsExceeded",
     "Usage",
     "WaitTooLong",
+    "limited_client",
     "open_ledger",
 ]

@@ -1,11 +1,9 @@
-"""The wire: what Kimi answers, and the lines of batch files, as pydantic models that keep unknown fields."""
+"""The wire: what Kimi answers, whole or in chunks, as pydantic models that keep unknown fields."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
-
-from .errors import KimiError
 
 MessageInput = Mapping[str, object] | BaseModel
 """A message of a request: a dict such as ``{"role": "user", "content": "..."}``, or one that Kimi answered."""
@@ -56,11 +54,15 @@ class Message(WireModel):
 
 
 class Choice(WireModel):
-    """One of the ``n`` answers. ``finish_reason`` is ``"stop"``, ``"length"`` or ``"tool_calls"``."""
+    """One of the ``n`` answers. ``finish_reason`` is ``"stop"``, ``"length"`` or ``"tool_calls"``.
+
+    ``usage`` is this choice's own, where the answer was streamed; prompt tokens are the same in each.
+    """
 
     index: Number = 0
     message: Message
     finish_reason: str | None = None
+    usage: CompletionUsage | None = None
 
 
 class ChatCompletion(WireModel):
@@ -85,36 +87,54 @@ class ChatCompletion(WireModel):
         return self.choices[0].message.content or ""
 
 
-class BatchRequest(BaseModel):
-    """One request of a batch, in the form of a line of Kimi's and OpenAI's batch files.
+class FunctionDelta(WireModel):
+    """A piece of a call: the name comes once, ``arguments`` in fragments."""
 
-    ``body`` is a chat completions request; ``line`` is where it came from, if from a file.
-    """
-
-    model_config = ConfigDict(extra="ignore")
-
-    custom_id: str = Field(min_length=1)
-    method: Literal["POST"] = "POST"
-    url: Literal["/v1/chat/completions"] = "/v1/chat/completions"
-    body: dict[str, object]
-    line: int | None = Field(default=None, exclude=True)
+    name: str | None = None
+    arguments: str | None = None
 
 
-class BatchResult(BaseModel):
-    """What became of one request: exactly one of ``completion`` and ``error`` is set."""
+class ToolCallDelta(WireModel):
+    """A piece of one call of a tool; ``index`` says which call it continues."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, frozen=True)
+    index: Number = 0
+    id: str | None = None
+    type: str | None = None
+    function: FunctionDelta | None = None
 
-    custom_id: str
-    completion: ChatCompletion | None = None
-    error: KimiError | None = None
+
+class Delta(WireModel):
+    """What a chunk adds to a message; ``reasoning_content`` comes before ``content``."""
+
+    role: str | None = None
+    content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
+
+
+class ChunkChoice(WireModel):
+    """What a chunk adds to one of the ``n`` answers; the one that has ``finish_reason`` also has ``usage``."""
+
+    index: Number = 0
+    delta: Delta = Field(default_factory=Delta)
+    finish_reason: str | None = None
+    usage: CompletionUsage | None = None
+
+
+class ChatCompletionChunk(WireModel):
+    """A piece of a streamed answer. With ``include_usage`` the last one has no choices, but the ``usage`` of all."""
+
+    id: Text = ""
+    object: Text = "chat.completion.chunk"
+    created: Number = 0
+    model: Text = ""
+    choices: list[ChunkChoice] = Field(default_factory=list)
+    usage: CompletionUsage | None = None
 
     @property
     def text(self) -> str:
-        """The answer's text. Raises the error where there is no answer."""
-        if self.completion is None:
-            raise self.error or KimiError(f"{self.custom_id} has no answer")
-        return self.completion.text
+        """What it adds to the first choice's content, empty where it adds nothing."""
+        return "".join(choice.delta.content or "" for choice in self.choices if choice.index == 0)
 
 
 def plain(message: MessageInput) -> Mapping[str, object]:

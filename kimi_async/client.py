@@ -1,24 +1,33 @@
 """The client: composes the parts and owns nothing else."""
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
 import httpx
-from pydantic_core import PydanticSerializationError, to_json
 
-from .chat import BatchRequest, BatchResult, ChatCompletion, MessageInput, as_messages, plain
+from .batches import Batches
+from .chat import ChatCompletion, MessageInput, as_messages
+from .completions import Chat, Completions
+from .conversation import Conversation
+from .endpoints import Models, Tokenizers, Users
 from .errors import ConfigurationError, KimiError
 from .events import EventHook, log_event
 from .exchange import TIMEOUT, Exchange, timeouts
 from .fanout import as_completed, each
+from .files import Files
+from .jsonl import BatchRequest, BatchResult
 from .ledger import Ledger
 from .limiter import RateLimiter
-from .limits import Cost, RateLimits
+from .limits import RateLimits
 from .pace import PaceMode
+from .parameters import ChatOptions, ToolOptions, TurnOptions, request_body
 from .retry import MAX_ATTEMPTS
 from .tokens import TokenCounter
+from .tools import MAX_ROUNDS, Tool, ToolAnswer, Toolbox, converse
 from .transport import RateLimitTransport
 
 BASE_URL = "https://api.moonshot.cn/v1"
@@ -48,6 +57,16 @@ class AsyncKimi:
         transport: what sends the requests, under the limiter; by default one connection for each slot.
         on_event: receives what happens inside; by default it is logged.
 
+    ==================== =========================================================================
+    ``chat.completions`` ``create``, ``stream`` and ``parse``, as in the openai SDK
+    ``models``           ``list``: what there is, with context lengths
+    ``users``            ``balance``: money
+    ``tokenizers``       ``estimate``: Kimi's own count of a prompt
+    ``files``            uploads: to extract text from, to look at, to run as a batch
+    ``batches``          Kimi's own batches: cheaper, done within hours or days on its side
+    ``limiter``          the account's `RateLimiter`
+    ==================== =========================================================================
+
     Raises:
         ConfigurationError: no API key, or one that no header can carry; a base URL that is none.
     """
@@ -69,20 +88,24 @@ class AsyncKimi:
     ) -> None:
         self.base_url = _base_url(base_url or _environment("MOONSHOT_BASE_URL", "KIMI_BASE_URL") or BASE_URL)
         self.model = model
-        self.max_wait = max_wait
         self.counter = TokenCounter(on_event=on_event)
         self.limiter = RateLimiter(limits or RateLimits.tier(0), ledger=ledger, pace=pace, on_event=on_event)
-        self.chat = Chat(self)
         self._transport = RateLimitTransport(self.limiter, transport, counter=self.counter)
-        self._exchange = Exchange(
+        exchange = Exchange(
             self._transport,
-            url=f"{self.base_url}/chat/completions",
+            base_url=self.base_url,
             api_key=api_key or _environment("MOONSHOT_API_KEY", "KIMI_API_KEY"),
             timeout=TIMEOUT if timeout is None else timeouts(timeout),
             max_attempts=max_attempts,
             on_event=on_event,
             sleep=self.limiter.sleep,
         )
+        self.chat = Chat(Completions(exchange, self.counter, model=model, max_wait=max_wait))
+        self.models = Models(exchange)
+        self.users = Users(exchange)
+        self.tokenizers = Tokenizers(exchange, model=model)
+        self.files = Files(exchange)
+        self.batches = Batches(exchange, self.files, model=model)
 
     def __repr__(self) -> str:
         return f"<AsyncKimi {self.base_url}, model {self.model}, {self.limiter!r}>"
@@ -106,13 +129,14 @@ class AsyncKimi:
         *,
         system: str | None = None,
         model: str | None = None,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
+        extra_body: Mapping[str, object] | None = None,
+        timeout: float | httpx.Timeout | None = None,
+        max_wait: float | None = None,
+        **options: Unpack[ChatOptions],
     ) -> str:
-        """One prompt, the text of its answer. Raises what ``chat.completions.create`` raises."""
-        completion = await self.chat.completions.create(
-            messages=as_messages(prompt, system), model=model, max_tokens=max_tokens, temperature=temperature
-        )
+        """One prompt, the text of its answer. Takes and raises what ``chat.completions.create`` does."""
+        body = request_body({"model": model, "messages": as_messages(prompt, system)}, options, function="ask")
+        completion = await self.chat.completions.send(body, extra_body=extra_body, timeout=timeout, max_wait=max_wait)
         return completion.text
 
     async def map(
@@ -121,10 +145,12 @@ class AsyncKimi:
         *,
         system: str | None = None,
         model: str | None = None,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
+        extra_body: Mapping[str, object] | None = None,
+        timeout: float | httpx.Timeout | None = None,
+        max_wait: float | None = None,
+        **options: Unpack[ChatOptions],
     ) -> list[str]:
-        """The texts of the answers to many prompts, in the order of the prompts.
+        """The texts of the answers to many prompts, in the order of the prompts; options as for ``ask``.
 
         Raises:
             KimiError: the error of the first prompt that failed, after all others have been answered. Use
@@ -132,17 +158,80 @@ class AsyncKimi:
         """
         if isinstance(prompts, str):
             raise ConfigurationError("prompts is a list of prompts; for a single one use kimi.ask(prompt)")
-        options = _given(model=model, max_tokens=max_tokens, temperature=temperature)
+        fields = request_body({"model": model}, options, function="map")
 
         async def requests() -> AsyncGenerator[BatchRequest, None]:
             number = 0
             async for prompt in each(prompts):
-                body = {"messages": as_messages(prompt, system), **options}
-                yield BatchRequest(custom_id=str(number), body=body)
+                yield BatchRequest(custom_id=str(number), body={**fields, "messages": as_messages(prompt, system)})
                 number += 1
 
-        results = {int(result.custom_id): result async for result in self.batch(requests())}
+        send = partial(self.chat.completions.send, extra_body=extra_body, timeout=timeout, max_wait=max_wait)
+        results = {int(result.custom_id): result async for result in self._answers(requests(), send)}
         return [results[number].text for number in range(len(results))]
+
+    async def run_tools(
+        self,
+        messages: str | Sequence[MessageInput],
+        *,
+        tools: Sequence[Tool],
+        max_rounds: int = MAX_ROUNDS,
+        model: str | None = None,
+        extra_body: Mapping[str, object] | None = None,
+        timeout: float | httpx.Timeout | None = None,
+        max_wait: float | None = None,
+        **options: Unpack[ToolOptions],
+    ) -> ToolAnswer:
+        """Ask, run the tools that the model calls, send back what they say, until it answers.
+
+        ::
+
+            async def weather(city: str) -> str:
+                ...
+
+            answer = await kimi.run_tools("Is it raining in Oslo?", tools=[weather])
+
+        All calls of one turn run at the same time, functions that are not async in threads. What goes wrong in a
+        tool goes to the model, which may do better.
+
+        Args:
+            messages: a prompt, or a conversation; it is left as it is.
+            tools: Python functions with type hints and docstrings; see `Toolbox`.
+            max_rounds: turns with calls, each a request of its own, after which to give up.
+            model: like everything below, as for ``chat.completions.create``.
+            extra_body: see there.
+            timeout: see there.
+            max_wait: see there.
+            **options: see there.
+
+        Returns:
+            The answer, whose ``messages`` are the whole conversation.
+
+        Raises:
+            ToolRoundsExceeded: the model still called tools after that many turns.
+            KimiError: what ``chat.completions.create`` raises.
+        """
+        toolbox = Toolbox(tools)
+        fields = request_body({"model": model, "tools": toolbox.declarations or None}, options, function="run_tools")
+        if fields.get("n") not in (None, 1):
+            raise ConfigurationError(f"n={fields['n']!r}: a tool loop follows one answer")
+
+        async def ask(conversation: list[Mapping[str, object]]) -> ChatCompletion:
+            body = {**fields, "messages": conversation}
+            return await self.chat.completions.send(body, extra_body=extra_body, timeout=timeout, max_wait=max_wait)
+
+        return await converse(ask, as_messages(messages), toolbox, max_rounds)
+
+    def conversation(
+        self,
+        *,
+        system: str | None = None,
+        model: str | None = None,
+        tools: Sequence[Tool] = (),
+        **options: Unpack[TurnOptions],
+    ) -> Conversation:
+        """A conversation that remembers its turns; see `Conversation`."""
+        return Conversation(self, system=system, model=model, tools=tools, **options)
 
     async def batch(
         self, requests: Iterable[BatchRequest] | AsyncIterable[BatchRequest], *, in_flight: int | None = None
@@ -159,155 +248,26 @@ class AsyncKimi:
         """
         if in_flight is not None and in_flight < 1:
             raise ConfigurationError(f"in_flight={in_flight}: must be at least 1")
-        slots = self.limiter.limits.concurrency
-        ready = UNBOUNDED_IN_FLIGHT if slots is None else slots + 2 + slots // 8
-        results = as_completed(requests, self._answer, in_flight or ready)
-        try:
+        async with aclosing(self._answers(requests, self.chat.completions.send, in_flight)) as results:
             async for result in results:
                 yield result
-        finally:
-            await results.aclose()
 
-    async def _answer(self, request: BatchRequest) -> BatchResult:
-        try:
-            completion = await self.complete(request.body)
-        except KimiError as exc:
-            return BatchResult(custom_id=request.custom_id, error=exc)
-        return BatchResult(custom_id=request.custom_id, completion=completion)
-
-    async def complete(
+    def _answers(
         self,
-        body: Mapping[str, object],
-        *,
-        timeout: float | httpx.Timeout | None = None,
-        max_wait: float | None = None,
-    ) -> ChatCompletion:
-        """Send a request as it is, a dict as on the wire; ``create`` is the typed way.
+        requests: Iterable[BatchRequest] | AsyncIterable[BatchRequest],
+        send: Callable[[dict[str, object]], Awaitable[ChatCompletion]],
+        in_flight: int | None = None,
+    ) -> AsyncGenerator[BatchResult, None]:
+        async def answer(request: BatchRequest) -> BatchResult:
+            try:
+                completion = await send(request.body)
+            except KimiError as exc:
+                return BatchResult(custom_id=request.custom_id, error=exc)
+            return BatchResult(custom_id=request.custom_id, completion=completion)
 
-        ``model`` and ``max_tokens`` are made explicit where they are missing.
-
-        Raises:
-            KimiError: see ``kimi_async.errors``.
-        """
-        body = {"model": self.model, **body} if self.model else body
-        if not isinstance(body.get("model"), str):
-            raise ConfigurationError("no model: pass model=, or give the client one")
-        if body.get("stream"):
-            raise ConfigurationError("stream=true: this client reads whole answers; leave stream out")
-        messages = body.get("messages")
-        if isinstance(messages, list | tuple):  # what Kimi answered is counted as the dict it goes out as
-            body = {**body, "messages": [plain(message) for message in messages]}
-        cost = await self.counter.cost(body)
-        if body.get("max_tokens") is None and body.get("max_completion_tokens") is None:
-            body = {**body, "max_tokens": cost.max_tokens}
-        try:
-            content = to_json(body)
-        except PydanticSerializationError as exc:
-            raise ConfigurationError(f"the request cannot be written as JSON: {exc}") from exc
-        completion = await self._exchange.complete(
-            content,
-            cost=cost,
-            model=str(body["model"]),
-            timeout=timeout,
-            max_wait=self.max_wait if max_wait is None else max_wait,
-        )
-        self._learn(body, cost, completion)
-        return completion
-
-    def _learn(self, body: Mapping[str, object], cost: Cost, completion: ChatCompletion) -> None:
-        billed = 0 if completion.usage is None else completion.usage.prompt_tokens
-        messages, tools = body.get("messages"), body.get("tools")
-        if billed > cost.prompt_tokens and isinstance(messages, list):
-            model = str(body["model"])
-            counted = self.counter.prompt_tokens(messages, tools if isinstance(tools, list) else None, model=model)
-            self.counter.learn(model, counted=counted, billed=billed)
-
-
-class Chat:
-    """``kimi.chat``, as the openai SDK has it."""
-
-    def __init__(self, kimi: AsyncKimi) -> None:
-        self.completions = Completions(kimi)
-
-
-class Completions:
-    """``kimi.chat.completions``."""
-
-    def __init__(self, kimi: AsyncKimi) -> None:
-        self._kimi = kimi
-
-    async def create(
-        self,
-        *,
-        messages: Sequence[MessageInput],
-        model: str | None = None,
-        max_tokens: int | None = None,
-        max_completion_tokens: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        n: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        response_format: Mapping[str, object] | None = None,
-        tools: Sequence[Mapping[str, object]] | None = None,
-        tool_choice: str | Mapping[str, object] | None = None,
-        extra_body: Mapping[str, object] | None = None,
-        timeout: float | httpx.Timeout | None = None,
-        max_wait: float | None = None,
-    ) -> ChatCompletion:
-        """Ask for a chat completion; the same call as the openai SDK's.
-
-        Args:
-            messages: the conversation; dicts, or messages that Kimi answered.
-            model: by default the client's.
-            max_tokens: tokens the answer may have. The gateway charges all of them at once, whatever is generated.
-                Left out, the model's own default is charged and sent.
-            max_completion_tokens: the newer name of the same.
-            temperature: as Kimi's reference has it, like all parameters up to ``tool_choice``.
-            top_p: see there.
-            n: answers to generate, 1 to 5; each is charged ``max_tokens``.
-            stop: up to five texts that end the answer.
-            presence_penalty: see there.
-            frequency_penalty: see there.
-            response_format: ``{"type": "json_object"}`` and the like.
-            tools: functions the model may call.
-            tool_choice: which of them it must.
-            extra_body: further fields of the request, sent as they are.
-            timeout: seconds for each read of the answer, or an ``httpx.Timeout``.
-            max_wait: seconds it may wait, in line and between attempts together.
-
-        Raises:
-            RequestTooLarge: no wait can make it fit the budgets or the model's context.
-            WaitTooLong: it would wait longer than ``max_wait``.
-            DailyBudgetExhausted: the tokens of the day are spent.
-            APIStatusError: Kimi's answer is an error; its subclasses say which.
-            APIConnectionError: no answer came, after ``max_attempts``.
-            InvalidResponseError: what came is no chat completion, after ``max_attempts``.
-            ConfigurationError: an argument that cannot work.
-        """
-        if isinstance(messages, str):
-            raise ConfigurationError("messages is a list of messages; for a single prompt use kimi.ask(prompt)")
-        body = _given(
-            model=model,
-            messages=list(messages),
-            max_tokens=max_tokens,
-            max_completion_tokens=max_completion_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            n=n,
-            stop=stop,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            response_format=response_format,
-            tools=tools,
-            tool_choice=tool_choice,
-        )
-        return await self._kimi.complete({**body, **(extra_body or {})}, timeout=timeout, max_wait=max_wait)
-
-
-def _given(**options: object) -> dict[str, object]:
-    return {name: value for name, value in options.items() if value is not None}
+        slots = self.limiter.limits.concurrency
+        ready = UNBOUNDED_IN_FLIGHT if slots is None else slots + 2 + slots // 8
+        return as_completed(requests, answer, in_flight or ready)
 
 
 def _environment(*names: str) -> str | None:

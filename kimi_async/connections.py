@@ -5,9 +5,8 @@ that is most of the CPU that a request takes. A stack takes the top one and puts
 """
 
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Self
 from urllib.request import getproxies, proxy_bypass
 
@@ -45,7 +44,7 @@ class ConnectionStack(httpx.AsyncBaseTransport):
             self._idle.append(connection)  # httpcore has closed what was open; the transport can connect anew
             raise
         assert isinstance(response.stream, httpx.AsyncByteStream)
-        response.stream = ClosingStream(response.stream, partial(self._idle.append, connection))
+        response.stream = ClosingStream(response.stream, lambda _: self._idle.append(connection))
         return response
 
     def _connection(self, url: httpx.URL) -> httpx.AsyncBaseTransport:
@@ -113,8 +112,10 @@ class _Body(httpx.AsyncByteStream):
         self._answer = answer
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        # Not ``aiter_stream``, which may be called once: the openai SDK comes back for what follows "[DONE]".
+        assert isinstance(self._answer.stream, AsyncIterable)
         with _httpx_errors():
-            async for chunk in self._answer.aiter_stream():
+            async for chunk in self._answer.stream:
                 yield chunk
 
     async def aclose(self) -> None:
@@ -122,15 +123,21 @@ class _Body(httpx.AsyncByteStream):
 
 
 class ClosingStream(httpx.AsyncByteStream):
-    """An answer's body that tells once when it is closed."""
+    """An answer's body that tells once when it is closed, and whether it had ended by itself, well or not."""
 
-    def __init__(self, stream: httpx.AsyncByteStream, on_close: Callable[[], None]) -> None:
+    def __init__(self, stream: httpx.AsyncByteStream, on_close: Callable[[bool], None]) -> None:
         self._stream = stream
-        self._on_close: Callable[[], None] | None = on_close
+        self._ended = False
+        self._on_close: Callable[[bool], None] | None = on_close
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for chunk in self._stream:
-            yield chunk
+        try:
+            async for chunk in self._stream:
+                yield chunk
+        except (httpx.NetworkError, httpx.ProtocolError):
+            self._ended = True
+            raise
+        self._ended = True
 
     async def aclose(self) -> None:
         """Close it, and tell, once."""
@@ -139,7 +146,7 @@ class ClosingStream(httpx.AsyncByteStream):
         finally:
             on_close, self._on_close = self._on_close, None
             if on_close is not None:
-                on_close()
+                on_close(self._ended)
 
 
 _HTTPX_ERRORS: dict[type[Exception], type[httpx.TransportError]] = {

@@ -9,8 +9,10 @@
     ├── DailyBudgetExhausted        TPD is spent; resume when the day has moved on
     ├── LimiterClosed               the limiter was closed while the request was in line; it was not sent
     ├── APIConnectionError          no answer: refused, dropped, unreadable
-    │   └── APITimeoutError         no answer in time
-    ├── InvalidResponseError        an answer with status 200 that is no chat completion
+    │   ├── APITimeoutError         no answer in time
+    │   └── StreamBroken            a streamed answer broke off; it has what had arrived
+    ├── InvalidResponseError        an answer with status 200 that is not what was asked for
+    ├── ToolRoundsExceeded          the model went on calling tools
     └── APIStatusError              an answer with an error status
         ├── BadRequestError         400
         ├── AuthenticationError     401
@@ -25,7 +27,10 @@ Names and statuses are the openai SDK's where it has them. Errors carry their nu
 them ever holds the API key or a request header.
 """
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, NotRequired, TypedDict, Unpack
+
+from .chat import ChatCompletion
 
 
 class KimiError(Exception):
@@ -92,8 +97,34 @@ class APITimeoutError(APIConnectionError):
     """No answer came in time."""
 
 
+class StreamBroken(APIConnectionError):
+    """A streamed answer broke off after its first chunk; its cause says how. It is not tried again: it was paid for.
+
+    Attributes:
+        partial: what had arrived, put together; its ``finish_reason`` is None where a choice was not finished.
+    """
+
+    def __init__(self, message: str, *, partial: ChatCompletion) -> None:
+        super().__init__(message)
+        self.partial = partial
+
+
+class ToolRoundsExceeded(KimiError):
+    """The model called tools again in the last round that it was given.
+
+    Attributes:
+        rounds: how many it was given.
+        messages: the conversation so far, the results of the last calls included.
+    """
+
+    def __init__(self, message: str, *, rounds: int, messages: Sequence[Mapping[str, object]]) -> None:
+        super().__init__(message)
+        self.rounds = rounds
+        self.messages = messages
+
+
 class InvalidResponseError(KimiError):
-    """Status 200, but not the JSON of a chat completion.
+    """Status 200, but not what was asked for: no JSON of a chat completion, or not of the format wanted.
 
     Attributes:
         body: the first 500 characters of what came instead.
@@ -133,8 +164,30 @@ class APIStatusError(KimiError):
         self.body = body
 
 
+class _Answer(TypedDict):
+    """What `APIStatusError` is made of."""
+
+    status_code: int
+    type: NotRequired[str | None]
+    request_id: NotRequired[str | None]
+    retry_after: NotRequired[float | None]
+    body: NotRequired[str]
+
+
 class BadRequestError(APIStatusError):
-    """400: the request is wrong, or its content was refused."""
+    """400: the request is wrong, or its content was refused.
+
+    Attributes:
+        limit: the model's context length in tokens, if the request exceeded it; None where the answer does not say.
+        requested: the tokens that it asked for, prompt and ``max_tokens``; likewise.
+    """
+
+    def __init__(
+        self, message: str, *, limit: int | None = None, requested: int | None = None, **answer: Unpack[_Answer]
+    ) -> None:
+        super().__init__(message, **answer)
+        self.limit = limit
+        self.requested = requested
 
 
 class AuthenticationError(APIStatusError):
@@ -150,7 +203,32 @@ class NotFoundError(APIStatusError):
 
 
 class RateLimitError(APIStatusError):
-    """429: a budget of the account, refused more often than the limiter may try again."""
+    """429: a budget of the account, refused more often than the limiter may try again.
+
+    ``retry_after`` is the text's where no header has it. All of these are None where the answer does not say.
+
+    Attributes:
+        budget: ``"concurrency"``, ``"rpm"``, ``"tpm"`` or ``"tpd"``.
+        scope: whose it is, in Kimi's words: ``"organization"``, ``"project"``, ``"user+model"``.
+        limit: the budget as the gateway states it.
+        current: tokens in the gateway's window, the refused request's own included.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        budget: str | None = None,
+        scope: str | None = None,
+        limit: int | None = None,
+        current: int | None = None,
+        **answer: Unpack[_Answer],
+    ) -> None:
+        super().__init__(message, **answer)
+        self.budget = budget
+        self.scope = scope
+        self.limit = limit
+        self.current = current
 
 
 class EngineOverloadedError(RateLimitError):

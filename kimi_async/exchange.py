@@ -3,12 +3,15 @@
 import asyncio
 import math
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, TypeVar
 
 import httpx
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from .chat import ChatCompletion
 from .errors import APIConnectionError, APITimeoutError, ConfigurationError, InvalidResponseError
 from .events import EventHook, Retrying
 from .limits import Cost
@@ -20,16 +23,51 @@ TIMEOUT = httpx.Timeout(connect=10.0, write=60.0, read=900.0, pool=None)
 """Seconds. Connecting is quick or hopeless; an answer that is not streamed may take as long as Kimi's gateway itself
 waits for it, 900 s (platform.kimi.ai, troubleshooting). A slot has its own connection, so none is waited for."""
 
+JSON = "application/json"
+
+Answer = TypeVar("Answer")
+Read = Callable[[httpx.Response], Awaitable[Answer]]
+"""Makes something of an answer with status 200, and closes it; raises InvalidResponseError where it cannot."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request to the API.
+
+    Attributes:
+        method: of HTTP.
+        path: after the base URL, such as ``"/chat/completions"``.
+        content: the body.
+        content_type: of the body.
+        params: the query.
+        repeatable: whether it may be sent again when its answer was lost: not where it makes something.
+        cost: what the limiter reserves for each attempt, where the request counts against the budgets.
+        model: for the hint of a 404.
+        timeout: of each attempt; None for the default.
+        max_wait: seconds that it may wait, in line and between attempts together.
+    """
+
+    method: Literal["GET", "POST", "DELETE"] = "POST"
+    path: str
+    content: bytes = b""
+    content_type: str = JSON
+    params: dict[str, str] | None = None
+    repeatable: bool = True
+    cost: Cost | None = None
+    model: str = ""
+    timeout: float | httpx.Timeout | None = None
+    max_wait: float | None = None
+
 
 class Exchange:
-    """Sends chat requests through a transport and reads their answers; what fails in passing is tried again.
+    """Sends requests through a transport and reads their answers; what fails in passing is tried again.
 
-    httpx's errors are translated here, and only here. The transport is called directly: a chat request needs none of
-    ``httpx.AsyncClient``'s cookies, redirects, hooks and authentication flows.
+    httpx's errors are translated here, and only here. The transport is called directly: a request to the API needs
+    none of ``httpx.AsyncClient``'s cookies, redirects, hooks and authentication flows.
 
     Args:
         transport: where limiting happens.
-        url: of the endpoint.
+        base_url: of the API.
         api_key: goes into the header and nowhere else.
         timeout: for requests that bring none.
         max_attempts: of one request; refusals for a budget, which the transport handles, do not count.
@@ -44,7 +82,7 @@ class Exchange:
         self,
         transport: httpx.AsyncBaseTransport,
         *,
-        url: str,
+        base_url: str,
         api_key: str | None,
         timeout: httpx.Timeout,
         max_attempts: int,
@@ -53,74 +91,85 @@ class Exchange:
     ) -> None:
         self._sleep = sleep
         self._transport = transport
-        self._url = httpx.URL(url)
+        self._base_url = base_url
         self._headers = httpx.Headers(_headers(api_key))
         self._timeout = timeout
         self._max_attempts = max_attempts
         self._on_event = on_event
 
-    async def complete(
-        self,
-        content: bytes,
-        *,
-        cost: Cost,
-        model: str,
-        timeout: float | httpx.Timeout | None,
-        max_wait: float | None,
-    ) -> ChatCompletion:
-        """The answer to a request.
-
-        Args:
-            content: its JSON.
-            cost: what the limiter reserves for each attempt.
-            model: for the hint of a 404.
-            timeout: of each attempt; None for the default.
-            max_wait: seconds that it may wait, in line and between attempts together.
-        """
+    async def send(self, call: Call, read: Read[Answer]) -> Answer:
+        """What ``read`` makes of the answer to a request. Raises what ``kimi_async.errors`` has under KimiError."""
         clock = asyncio.get_running_loop().time
-        deadline = math.inf if max_wait is None else clock() + max_wait
-        chosen = self._timeout if timeout is None else timeouts(timeout)
+        deadline = math.inf if call.max_wait is None else clock() + call.max_wait
+        timeout = self._timeout if call.timeout is None else timeouts(call.timeout)
         attempt = 1
         while True:
-            patience = None if max_wait is None else max(deadline - clock(), 0.0)
-            extensions = {"timeout": chosen.as_dict(), COST: cost, MAX_WAIT: patience}
+            patience = None if call.max_wait is None else max(deadline - clock(), 0.0)
+            extensions: dict[str, object] = {"timeout": timeout.as_dict(), COST: call.cost, MAX_WAIT: patience}
             try:
-                return await self._attempt(content, model, extensions)
+                return await self._attempt(call, extensions, read)
             except RETRIED as exc:
-                patience = None if max_wait is None else max(deadline - clock(), 0.0)
+                patience = None if call.max_wait is None else max(deadline - clock(), 0.0)
                 delay = retry_delay(
                     exc, attempt, max_attempts=self._max_attempts, chance=random.random(), patience=patience
                 )
-                if delay is None:
+                if delay is None or not call.repeatable:
                     raise
                 self._on_event(Retrying(attempt, delay, type(exc).__name__, str(exc)))
             await self._sleep(delay)
             attempt += 1
 
-    async def _attempt(self, content: bytes, model: str, extensions: dict[str, object]) -> ChatCompletion:
+    async def _attempt(self, call: Call, extensions: dict[str, object], read: Read[Answer]) -> Answer:
+        headers = self._headers
+        if call.content_type != JSON:
+            headers = httpx.Headers({**headers, "content-type": call.content_type})
         request = httpx.Request(
-            "POST",
-            self._url,
-            headers=self._headers,
-            content=content,
+            call.method,
+            _url(self._base_url + call.path),
+            headers=headers,
+            params=call.params,
+            content=call.content,
             extensions=extensions,
         )
-        try:
+        with _kimi_errors(request.url.host):
             response = await self._transport.handle_async_request(request)
-            answer = await _read(response)
-        except httpx.TimeoutException as exc:
-            raise APITimeoutError(f"no answer in time: {_described(exc)}") from exc
-        except httpx.RequestError as exc:
-            raise APIConnectionError(f"no answer from {request.url.host}: {_described(exc)}") from exc
-        if response.status_code != 200:
-            raise status_error(response.status_code, response.headers, answer, model=model)
-        try:
-            completion = ChatCompletion.model_validate_json(answer)
-        except ValidationError as exc:
-            text = answer.decode(errors="replace")[:EXCERPT]
-            raise InvalidResponseError(f"status 200, but no chat completion: {text[:80]!r}", body=text) from exc
-        completion._request_id = response.headers.get("msh-request-id")  # noqa: SLF001 - set once, here
-        return completion
+            if response.status_code != 200:
+                raise status_error(response.status_code, response.headers, await body_of(response), model=call.model)
+            return await read(response)
+
+
+# Parsing a URL costs as much as the rest of making a request, and chat completions have but one.
+_url = lru_cache(maxsize=64)(httpx.URL)
+
+
+@contextmanager
+def _kimi_errors(host: str) -> Iterator[None]:
+    try:
+        yield
+    except httpx.TimeoutException as exc:
+        raise APITimeoutError(f"no answer in time: {described(exc)}") from exc
+    except httpx.RequestError as exc:
+        raise APIConnectionError(f"no answer from {host}: {described(exc)}") from exc
+
+
+async def body_of(response: httpx.Response) -> bytes:
+    """All of an answer, which is closed then."""
+    try:
+        return await response.aread()
+    finally:
+        await response.aclose()
+
+
+Wire = TypeVar("Wire", bound=BaseModel)
+
+
+def as_wire(content: bytes | str, kind: type[Wire], *, what: str) -> Wire:
+    """JSON from the wire, validated; raises InvalidResponseError that calls it ``what``."""
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as exc:
+        text = content if isinstance(content, str) else content.decode(errors="replace")
+        raise InvalidResponseError(f"status 200, but no {what}: {text[:80]!r}", body=text[:EXCERPT]) from exc
 
 
 def timeouts(read: float | httpx.Timeout) -> httpx.Timeout:
@@ -130,14 +179,8 @@ def timeouts(read: float | httpx.Timeout) -> httpx.Timeout:
     return httpx.Timeout(connect=TIMEOUT.connect, write=TIMEOUT.write, read=read, pool=TIMEOUT.pool)
 
 
-async def _read(response: httpx.Response) -> bytes:
-    try:
-        return await response.aread()
-    finally:
-        await response.aclose()
-
-
-def _described(exc: Exception) -> str:
+def described(exc: Exception) -> str:
+    """An exception's name, and its text if it has one."""
     return f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
 
 
@@ -149,7 +192,7 @@ def _headers(api_key: str | None) -> dict[str, str]:
         raise ConfigurationError("the API key holds characters that no HTTP header can carry; copy it again")
     return {
         "Authorization": f"Bearer {key}",
-        "Content-Type": "application/json",
-        "Accept": "application/json",
+        "Content-Type": JSON,
+        "Accept": "*/*",
         "User-Agent": "kimi-async",
     }

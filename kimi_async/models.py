@@ -198,7 +198,7 @@ def _k3(name: str, usd: Price | None, cny: Price | None = None, note: str = "") 
 
 
 def _k2_5(
-    name: str, usd: Price, cny: Price | None, retired: date | None = None, *, unthinking: float = 0.6
+    name: str, usd: Price, cny: Price | None, retired: date | None = None, *, thinking: Thinking = "optional"
 ) -> Model:
     return Model(
         name=name,
@@ -208,8 +208,8 @@ def _k2_5(
         cny=cny,
         retired=retired,
         image_tokens=_IMAGE_TOKENS,
-        thinking="optional",
-        sampling=Sampling(temperature_unthinking=unthinking),
+        thinking=thinking,
+        sampling=Sampling(temperature_unthinking=0.6),
     )
 
 
@@ -254,8 +254,8 @@ _MODELS: dict[str, Model] = {
         _k3("kimi-k3.1-pro", Price(0.20, 2, 10), note=_ASSUMED_K3),
         _k3("kimi-k3.1-pro-highspeed", None, note=f"4 and 20 USD, cache price unknown; {_ASSUMED_K3}"),
         _k3("kimi-k3", Price(0.30, 3, 15), Price(2, 20, 100)),
-        _k2_5("kimi-k2.7-code", Price(0.19, 0.95, 4), Price(1.30, 6.50, 27), unthinking=1.0),
-        _k2_5("kimi-k2.7-code-highspeed", Price(0.38, 1.90, 8), Price(2.60, 13, 54), unthinking=1.0),
+        _k2_5("kimi-k2.7-code", Price(0.19, 0.95, 4), Price(1.30, 6.50, 27), thinking="always"),
+        _k2_5("kimi-k2.7-code-highspeed", Price(0.38, 1.90, 8), Price(2.60, 13, 54), thinking="always"),
         _k2_5("kimi-k2.6", Price(0.16, 0.95, 4), Price(1.10, 6.50, 27)),
         _k2_5("kimi-k2.5", Price(0.10, 0.60, 3), None, date(2026, 8, 31)),
         _old("kimi-k2-0905-preview", 256 * _K, _K2_RETIRED, _K2_USD, _K2_CNY),

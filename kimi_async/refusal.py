@@ -17,7 +17,7 @@ class Refusal:
 
     Attributes:
         kind: ``"budget"`` for one of the account's four limits, ``"overloaded"`` when Kimi's cluster is busy,
-            ``"quota"`` when there is no money on the account.
+            ``"quota"`` when there is no money on the account, or nothing left of a subscription to Kimi Code.
         budget: which limit, if ``kind`` is ``"budget"``.
         scope: whose limit, in Kimi's words: ``"organization"``, ``"project"``, ``"user+model"``; None unsaid.
         limit: the limit as the gateway states it; None where it does not.
@@ -33,6 +33,10 @@ class Refusal:
     current: int | None = None
     retry_after: float | None = None
 
+
+SUBSCRIPTION = "access_terminated_error"
+"""``error.type`` of a 403 from Kimi Code, a product of its own at api.kimi.com: the subscription's hours or week are
+used up, or the client is none of those that it serves."""
 
 _SCOPE = r"(?P<scope>organization|project|user|user\+model|project\+model)"
 _BUDGETS: tuple[tuple[Budget | None, re.Pattern[str]], ...] = (
@@ -50,7 +54,10 @@ _BUDGETS: tuple[tuple[Budget | None, re.Pattern[str]], ...] = (
     # A burst, measured against no stated budget; spreading the requests out is what helps.
     ("rpm", re.compile(rf"{_SCOPE} rate limit exceeded", re.IGNORECASE)),
 )
-_QUOTA = re.compile(r"insufficient balance|exceeded (?:your )?current (?:token )?quota", re.IGNORECASE)
+_QUOTA = re.compile(
+    r"insufficient balance|exceeded (?:your )?current (?:token )?quota|reached your (?:[^.]* )?usage limit",
+    re.IGNORECASE,
+)
 _AFTER = re.compile(r"after (\d+) seconds?")
 
 

@@ -121,6 +121,17 @@ class TokenCounter:
         prompt = _Prompt.of(messages, tools)
         return prompt.template_tokens + sum(map(self.count, prompt.texts)) + prompt.allowance(model)
 
+    async def count_prompt(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        tools: Sequence[Mapping[str, object]] | None = None,
+        *,
+        model: str = "",
+    ) -> int:
+        """The same as ``prompt_tokens``, but a long prompt is counted in a thread while the loop goes on."""
+        prompt = _Prompt.of(messages, tools)
+        return prompt.template_tokens + await self._sum(prompt.texts) + prompt.allowance(model)
+
     async def cost(self, body: Mapping[str, object]) -> Cost:
         """What the gateway will charge for a request.
 
@@ -136,7 +147,7 @@ class TokenCounter:
         n = _positive(body, "n") or 1
         name = body.get("model")
         model = name if isinstance(name, str) else ""
-        prompt = _Prompt.of(body.get("messages"), body.get("tools"))
+        prompt = _Prompt.of(body.get("messages"), body.get("tools"), body.get("response_format"))
         counted = prompt.template_tokens + await self._sum(prompt.texts)
         prompt_tokens = counted + prompt.allowance(model) + self._learned.get(model, 0)
         max_tokens = asked or default_max_tokens(model, prompt_tokens)
@@ -144,19 +155,20 @@ class TokenCounter:
             _check_context(model, counted, max_tokens)
         return Cost(prompt_tokens, max_tokens, n)
 
-    def learn(self, model: str, *, counted: int, billed: int) -> None:
-        """Let an answer correct the count: what ``model`` was billed beyond it is added to its later costs.
+    def learn(self, body: Mapping[str, object], *, billed: int) -> None:
+        """Let an answer correct the count: what its model was billed beyond it is added to its later costs.
 
         One constant for each model, the largest surplus seen, never less than nothing and never more than
-        ``MAX_LEARNED``: templates differ by a few tokens, and only counting too little can exceed a budget.
+        ``MAX_LEARNED``: templates differ by a few tokens, and only counting too little can exceed a budget. Counts
+        the prompt once more; call it where the bill is above ``Cost.prompt_tokens``, which is rare.
 
         Args:
-            model: as in the request.
-            counted: what `prompt_tokens` gives for the request and model. Not ``Cost.prompt_tokens``, which holds what
-                was learned before.
+            body: the request.
             billed: ``usage.prompt_tokens`` of the answer.
         """
-        surplus = billed - counted
+        model = str(body.get("model"))
+        prompt = _Prompt.of(body.get("messages"), body.get("tools"), body.get("response_format"))
+        surplus = billed - prompt.template_tokens - sum(map(self.count, prompt.texts)) - prompt.allowance(model)
         if self._learned.get(model, 0) < surplus <= MAX_LEARNED:
             self._learned[model] = surplus
 
@@ -221,12 +233,18 @@ class _Prompt:
     videos: int = 0
 
     @classmethod
-    def of(cls, messages: object, tools: object) -> "_Prompt":
+    def of(cls, messages: object, tools: object, response_format: object = None) -> "_Prompt":
         prompt = cls()
         for message in _items(messages):
             prompt._add_message(message)
         prompt._add_tools(tools)
+        prompt._add_format(response_format)
         return prompt
+
+    def _add_format(self, response_format: object) -> None:
+        """A JSON schema may be shown to the model (K3's template does so); counted for all, upwards."""
+        if isinstance(response_format, Mapping) and (schema := response_format.get("json_schema")):
+            self.texts.append(_compact(schema))
 
     def allowance(self, model: str) -> int:
         return allowance(model, messages=self.messages, images=self.images, videos=self.videos)
@@ -270,7 +288,11 @@ class _Prompt:
     def _add_tools(self, tools: object) -> None:
         if tools:
             self.template_tokens += TOOLS_TOKENS
-            self.texts.append(json.dumps(tools, ensure_ascii=False, separators=(",", ":"), default=str))
+            self.texts.append(_compact(tools))
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
 
 
 def _items(value: object) -> Sequence[object]:

@@ -6,6 +6,7 @@ Every attempt passes here, retries included, whoever makes it: ``AsyncKimi``, or
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Self
 
 import httpx
@@ -26,9 +27,15 @@ MAX_WAIT = "kimi_async.max_wait"
 MAX_REFUSALS = 20
 """Refusals of one request after which its 429 is passed on: by then pauses have grown to whole windows."""
 
+HANG_UP = 0.1
+"""Seconds that the slot of a request stays taken after its connection was closed before the answer had ended. The
+gateway learns of it a one-way delay later, and so would it of the next request in that slot, which must not be first:
+this is how much the two delays may differ."""
+
 Trace = Callable[[str, dict[str, object]], Awaitable[None]]
 
 _FRAMING = {b"content-length", b"transfer-encoding"}
+_HUNG_UP = (asyncio.CancelledError, httpx.TimeoutException)
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
@@ -158,6 +165,8 @@ class _Departure:
         unsent = not self._began and (self._connecting or isinstance(exc, _NEVER_SENT))
         if unsent and self._reservation.state == "pending":
             self._reservation.cancel()
+        elif isinstance(exc, _HUNG_UP):
+            _hang_up(self._reservation)
         else:
             self._reservation.end(answered=False)
 
@@ -167,13 +176,21 @@ def _end_with(response: httpx.Response, reservation: Reservation) -> None:
         reservation.end()
         return
     assert isinstance(response.stream, httpx.AsyncByteStream)
-    response.stream = ClosingStream(response.stream, reservation.end)
+    response.stream = ClosingStream(
+        response.stream, lambda ended: reservation.end() if ended else _hang_up(reservation, answered=True)
+    )
+
+
+def _hang_up(reservation: Reservation, *, answered: bool = False) -> None:
+    if reservation.state == "pending":
+        reservation.sent()
+    asyncio.get_running_loop().call_later(HANG_UP, partial(reservation.end, answered=answered))
 
 
 async def _read(response: httpx.Response, reservation: Reservation) -> bytes:
     try:
         return await response.aread()
     except BaseException:
-        reservation.end(answered=False)
+        _hang_up(reservation)
         await response.aclose()
         raise

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from kimi_async.batch.lines import BadLine
 from kimi_async.batch.output import OutputFile
-from kimi_async.chat import BatchResult, ChatCompletion
+from kimi_async.chat import ChatCompletion
 from kimi_async.errors import BadRequestError, ConfigurationError, RequestTooLarge
+from kimi_async.jsonl import BadLine, BatchResult
 
 COMPLETION = {
     "id": "chatcmpl-1",

@@ -1,15 +1,15 @@
 """The client: settings, the typed call, many prompts, and the whole of it against the mock gateway."""
 
 import asyncio
+import json
 import logging
 from dataclasses import replace
-from itertools import count
+from itertools import count, pairwise
 
 import httpx
 import pytest
 
 from kimi_async import retry
-from kimi_async.chat import BatchRequest
 from kimi_async.client import BASE_URL, AsyncKimi
 from kimi_async.errors import (
     APIConnectionError,
@@ -19,19 +19,23 @@ from kimi_async.errors import (
     EngineOverloadedError,
     KimiError,
     NotFoundError,
+    ToolRoundsExceeded,
     WaitTooLong,
 )
 from kimi_async.events import Refused, Retrying
 from kimi_async.exchange import TIMEOUT
+from kimi_async.jsonl import BatchRequest
 from kimi_async.ledger.memory import MemoryLedger
 from kimi_async.limits import RateLimits
 from kimi_async.mock import Faults, MockSettings, running
 from kimi_async.models import find
+from kimi_async.transport import HANG_UP
 
 from .scripted import OVERLOADED, Scripted, Step, answer, error, everything_in
 
 ENVIRONMENT = ("MOONSHOT_API_KEY", "KIMI_API_KEY", "MOONSHOT_BASE_URL", "KIMI_BASE_URL")
 HELLO = [{"role": "user", "content": "hello"}]
+SSE = {"extra_body": {"stream": True}}
 WIDE = RateLimits(concurrency=100, rpm=100_000, tpm=100_000_000)
 
 
@@ -217,8 +221,9 @@ async def test_repr_tells_where_and_what_and_how_full_never_the_key():
     """A dashboard; nothing that the client shows holds the key."""
     kimi, _ = client(api_key="sk-SECRET", limits=RateLimits(rpm=60))
     assert repr(kimi) == f"<AsyncKimi {BASE_URL}, model kimi-k2.6, <RateLimiter rpm 0/60>>"
-    shown = [kimi, kimi.chat, kimi.chat.completions, kimi.limiter, kimi.counter, kimi._transport, kimi._exchange]
-    assert "SECRET" not in "".join(f"{part!r}{part!s}" for part in [*shown, kimi._exchange._headers])
+    exchange = kimi.chat.completions._exchange
+    parts = [kimi, *vars(kimi).values(), kimi.chat.completions, exchange, exchange._headers, kimi.conversation()]
+    assert "SECRET" not in "".join(f"{part!r}{part!s}" for part in parts)
 
 
 async def test_a_mock_transport_of_httpx_serves_as_gateway():
@@ -232,27 +237,6 @@ async def test_a_mock_transport_of_httpx_serves_as_gateway():
 
 
 # -- the typed call -------------------------------------------------------------------------------------------
-
-OPTIONS = {
-    "max_tokens": 7,
-    "max_completion_tokens": 8,
-    "temperature": 0.0,
-    "top_p": 0.95,
-    "n": 2,
-    "stop": ["。"],
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.5,
-    "response_format": {"type": "json_object"},
-    "tools": [{"type": "function", "function": {"name": "f"}}],
-    "tool_choice": "auto",
-}
-
-
-async def test_create_sends_what_it_is_given():
-    """All of it, zeros too, and nothing else."""
-    kimi, inner = client()
-    await kimi.chat.completions.create(messages=HELLO, model="kimi-k3", **OPTIONS)
-    assert inner.payloads == [{"model": "kimi-k3", "messages": HELLO, **OPTIONS}]
 
 
 async def test_create_leaves_out_what_it_is_not_given():
@@ -315,7 +299,7 @@ async def create(kimi, messages):
 
 async def complete(kimi, messages):
     """The untyped one."""
-    await kimi.complete({"messages": messages, "max_tokens": 1})
+    await kimi.chat.completions.send({"messages": messages, "max_tokens": 1})
 
 
 async def test_a_string_is_no_list_of_messages():
@@ -328,13 +312,12 @@ async def test_a_string_is_no_list_of_messages():
     assert inner.requests == []
 
 
-async def test_streams_are_refused_not_misread():
-    """Before anything is reserved."""
+async def test_streams_are_refused_where_whole_answers_are_read():
+    """Before anything is reserved, and with the call that streams."""
     kimi, inner = client()
-    with pytest.raises(ConfigurationError, match="leave stream out"):
-        await kimi.chat.completions.create(messages=HELLO, extra_body={"stream": True})
-    with pytest.raises(TypeError, match="stream"):
-        await kimi.chat.completions.create(messages=HELLO, stream=True)
+    for call in (kimi.chat.completions.create(messages=HELLO, extra_body={"stream": True}), kimi.ask("hello", **SSE)):
+        with pytest.raises(ConfigurationError, match=r"call create\(stream=True\)"):
+            await call
     assert (inner.requests, kimi.limiter.usage().rpm.used) == ([], 0)
 
 
@@ -343,7 +326,7 @@ async def test_no_model_is_told_with_the_remedy(body):
     """Neither in the call nor in the client."""
     kimi, _ = client(model=None)
     with pytest.raises(ConfigurationError, match="model="):
-        await kimi.complete({"messages": HELLO, **body})
+        await kimi.chat.completions.send({"messages": HELLO, **body})
 
 
 @pytest.mark.parametrize("content", ["\ud800", object()])
@@ -351,7 +334,7 @@ async def test_what_is_no_json_is_told(content):
     """Half a character, or a value of Python's; nothing is sent or reserved."""
     kimi, inner = client()
     with pytest.raises(ConfigurationError, match="cannot be written as JSON"):
-        await kimi.complete({"messages": [{"role": "user", "content": content}]})
+        await kimi.chat.completions.send({"messages": [{"role": "user", "content": content}]})
     assert (inner.requests, kimi.limiter.usage().rpm.used) == ([], 0)
 
 
@@ -376,9 +359,9 @@ async def test_an_unknown_model_is_told_the_live_ones():
 async def test_ask_is_one_prompt_and_its_text():
     """With a system message where there is one."""
     kimi, inner = client(answer("月亮"))
-    assert await kimi.ask("hello", system="be brief", model="kimi-k3", max_tokens=9, temperature=0.6) == "月亮"
+    assert await kimi.ask("hello", system="be brief", model="kimi-k3", max_tokens=9, temperature=1) == "月亮"
     messages = [{"role": "system", "content": "be brief"}, *HELLO]
-    assert inner.payloads == [{"model": "kimi-k3", "messages": messages, "max_tokens": 9, "temperature": 0.6}]
+    assert inner.payloads == [{"model": "kimi-k3", "messages": messages, "max_tokens": 9, "temperature": 1}]
 
 
 # -- many prompts ---------------------------------------------------------------------------------------------
@@ -410,9 +393,19 @@ async def test_map_raises_the_first_prompts_error_when_all_are_answered():
 async def test_map_passes_its_options_on():
     """To every request."""
     kimi, inner = client()
-    await kimi.map(["hello"] * 2, system="be brief", model="kimi-k3", max_tokens=9, temperature=0.6)
+    options = {"model": "kimi-k3", "max_tokens": 9, "temperature": 1}
+    await kimi.map(["hello"] * 2, system="be brief", timeout=7, extra_body={"new": 1}, **options)
     messages = [{"role": "system", "content": "be brief"}, *HELLO]
-    assert inner.payloads == [{"messages": messages, "model": "kimi-k3", "max_tokens": 9, "temperature": 0.6}] * 2
+    assert inner.payloads == [{"messages": messages, "new": 1, **options}] * 2
+    assert [request.extensions["timeout"]["read"] for request in inner.requests] == [7, 7]
+
+
+async def test_max_wait_bounds_each_request_of_map():
+    """The third would wait for a minute."""
+    kimi, inner = client(limits=RateLimits(rpm=2))
+    with pytest.raises(WaitTooLong):
+        await kimi.map(["hello"] * 3, max_tokens=1, max_wait=30)
+    assert len(inner.requests) == 2
 
 
 async def test_a_batch_yields_errors_beside_answers():
@@ -456,6 +449,7 @@ async def test_a_batch_takes_requests_as_there_is_room(concurrency, in_flight, e
     assert echo.most == min(concurrency or 128, expected)
     assert expected <= len(taken) <= 3 * expected
     await results.aclose()
+    await asyncio.sleep(HANG_UP)  # the gateway has noticed by then
     assert (echo.in_flight, kimi.limiter.usage().concurrency.used, kimi.limiter.usage().waiting) == (0, 0, 0)
 
 
@@ -480,6 +474,117 @@ async def test_a_source_that_fails_ends_the_batch_after_what_is_under_way():
         async for result in kimi.batch(broken()):
             found.append(result.text)  # noqa: PERF401 - a comprehension would lose them
     assert found == ["1", "3"]
+
+
+# -- tools and conversations ----------------------------------------------------------------------------------
+
+
+def depth(river: str, unit: str = "m") -> str:
+    """How deep a river is.
+
+    Args:
+        river: its name.
+        unit: of length.
+    """
+    return f"{len(river)} {unit}"
+
+
+def calling(*rivers, **step):
+    """A step that asks for the depths of these rivers."""
+    calls = [
+        {
+            "id": f"depth:{n}",
+            "type": "function",
+            "function": {"name": "depth", "arguments": json.dumps({"river": river})},
+        }
+        for n, river in enumerate(rivers)
+    ]
+    message = {"role": "assistant", "content": "", "reasoning_content": f"{rivers}?", "tool_calls": calls}
+    completion = json.loads(answer().content)
+    completion["choices"] = [{"index": 0, "message": message, "finish_reason": "tool_calls"}]
+    return Step(content=json.dumps(completion).encode(), **step)
+
+
+async def test_run_tools_asks_until_there_is_an_answer():
+    """The tools in every request; calls, thinking and results in those that follow; the answer with all of it."""
+    kimi, inner = client(calling("Po", "Rhine"), calling("Ob"), answer("deep"))
+    final = await kimi.run_tools(HELLO, tools=[depth], model="kimi-k3", max_tokens=9, extra_body={"new": 1}, timeout=7)
+    assert (final.text, final.rounds, final.request_id) == ("deep", 2, "req-1")
+    for body in inner.payloads:
+        assert (body["model"], body["max_tokens"], body["new"]) == ("kimi-k3", 9, 1)
+        assert [tool["function"]["name"] for tool in body["tools"]] == ["depth"]
+        assert body["tools"][0]["function"]["parameters"]["required"] == ["river"]
+    assert [request.extensions["timeout"]["read"] for request in inner.requests] == [7] * 3
+    histories = [body["messages"] for body in inner.payloads]
+    assert [len(messages) for messages in histories] == [1, 4, 6]
+    assert histories[2] == final.messages[:-1]
+    assert [message.get("reasoning_content") for message in final.messages if message["role"] == "assistant"] == [
+        "('Po', 'Rhine')?",
+        "('Ob',)?",
+        None,
+    ]
+    results = [(m["tool_call_id"], m["content"]) for m in final.messages if m["role"] == "tool"]
+    assert results == [("depth:0", "2 m"), ("depth:1", "5 m"), ("depth:0", "2 m")]
+    assert HELLO == [{"role": "user", "content": "hello"}]
+
+
+async def test_every_round_of_tools_is_a_request_that_is_limited():
+    """Each waits its turn, and is charged with the declarations and all that was said by then."""
+    kimi, inner = client(calling("Po"), calling("Ob"), answer("deep"), limits=RateLimits(rpm=1))
+    await kimi.run_tools("hello", tools=[depth], max_tokens=9)
+    assert [round(b - a) for a, b in pairwise(inner.written)] == [60, 60]
+    kimi, inner = client(calling("Po"), calling("Ob"), answer("deep"))
+    await kimi.run_tools("hello", tools=[depth], max_tokens=9)
+    costs = [await kimi.counter.cost(body) for body in inner.payloads]
+    assert kimi.limiter.usage().tpm.used == sum(cost.tokens for cost in costs)
+    assert costs[0].prompt_tokens < costs[1].prompt_tokens < costs[2].prompt_tokens
+
+
+async def test_max_wait_bounds_each_round():
+    """The first round was sent; the second would wait."""
+    kimi, inner = client(calling("Po"), limits=RateLimits(rpm=1))
+    with pytest.raises(WaitTooLong):
+        await kimi.run_tools("hello", tools=[depth], max_tokens=9, max_wait=30)
+    assert len(inner.requests) == 1
+
+
+async def test_run_tools_gives_up_after_its_rounds_with_what_was_said():
+    """So many turns with calls, and one request more."""
+    kimi, inner = client(calling("Po"))
+    with pytest.raises(ToolRoundsExceeded) as caught:
+        await kimi.run_tools("hello", tools=[depth], max_tokens=9, max_rounds=2)
+    assert len(inner.requests) == 3
+    assert caught.value.messages == inner.payloads[2]["messages"]
+
+
+async def test_what_run_tools_cannot_do_is_told_before_anything_is_sent():
+    """Several answers, none of which it could follow alone; a tool that is none; an option that does not exist."""
+    kimi, inner = client()
+    with pytest.raises(ConfigurationError, match="n=2"):
+        await kimi.run_tools("hello", tools=[depth], n=2, model="moonshot-v1-8k")
+    with pytest.raises(ConfigurationError, match="tools: 3"):
+        await kimi.run_tools("hello", tools=[3])
+    with pytest.raises(ConfigurationError, match="max_rounds=0"):
+        await kimi.run_tools("hello", tools=[depth], max_rounds=0)
+    with pytest.raises(TypeError, match=r"run_tools\(\) .* 'max_token'"):
+        await kimi.run_tools("hello", tools=[depth], max_token=9)
+    assert inner.requests == []
+
+
+async def test_without_tools_there_is_no_list_of_them():
+    """An empty list may be refused."""
+    kimi, inner = client()
+    await kimi.run_tools("hello", tools=[], max_tokens=9)
+    await kimi.conversation(max_tokens=9).ask("hello")
+    assert inner.payloads == [{"model": "kimi-k2.6", "messages": HELLO, "max_tokens": 9}] * 2
+
+
+async def test_a_conversation_is_the_clients():
+    """With its model, and all that it was given; each has a history of its own."""
+    kimi, inner = client(answer("A"), answer("B"))
+    one, other = kimi.conversation(system="s", max_tokens=9), kimi.conversation(model="kimi-k3", max_tokens=9)
+    assert (await one.ask("a"), await other.ask("b")) == ("A", "B")
+    assert [(body["model"], len(body["messages"])) for body in inner.payloads] == [("kimi-k2.6", 2), ("kimi-k3", 1)]
 
 
 # -- the whole of it, over sockets ----------------------------------------------------------------------------

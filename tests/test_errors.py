@@ -16,7 +16,15 @@ PROMISED = """
     QuotaExceededError InternalServerError InvalidResponseError
 """.split()  # noqa: SIM905 - a list of names reads best without quotes
 
-CLASSES = {name: value for name, value in vars(errors).items() if isinstance(value, type)}
+CLASSES = {
+    name: value
+    for name, value in vars(errors).items()
+    if isinstance(value, type) and issubclass(value, BaseException) and value.__module__ == errors.__name__
+}
+
+
+BARE = {"status_code": 400, "type": None, "request_id": None, "retry_after": None, "body": ""}
+NO_BUDGET = {"budget": None, "scope": None, "limit": None, "current": None}
 
 
 def drawn():
@@ -76,7 +84,16 @@ def test_all_is_sorted_and_true():
         (errors.InvalidResponseError("m", body="x"), {"body": "x"}),
         (
             errors.RateLimitError("m", status_code=429, type="t", request_id="r", retry_after=1.0, body="b"),
-            {"status_code": 429, "type": "t", "request_id": "r", "retry_after": 1.0, "body": "b"},
+            {"status_code": 429, "type": "t", "request_id": "r", "retry_after": 1.0, "body": "b", **NO_BUDGET},
+        ),
+        (
+            errors.RateLimitError("m", status_code=429, budget="tpm", scope="project", limit=100, current=1410),
+            {**BARE, "status_code": 429, "budget": "tpm", "scope": "project", "limit": 100, "current": 1410},
+        ),
+        (errors.BadRequestError("m", status_code=400), {**BARE, "limit": None, "requested": None}),
+        (
+            errors.BadRequestError("m", status_code=400, limit=262_144, requested=274_613),
+            {**BARE, "limit": 262_144, "requested": 274_613},
         ),
     ],
 )

@@ -98,3 +98,38 @@ def test_allowance_is_for_media_and_for_templates_that_are_not_k2s():
     assert 4_446 < models.allowance("kimi-k2.6", **image) < 5_000
     assert 16_796 < models.allowance("kimi-k9", **image) < 18_000
     assert models.allowance("kimi-k2.6", messages=1, images=0, videos=2) == 2 * models.VIDEO_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("name", "thinking", "temperatures"),
+    [
+        ("kimi-k3.1-pro", "always", (1.0, 1.0)),
+        ("kimi-k3", "always", (1.0, 1.0)),
+        ("kimi-k2.6", "optional", (1.0, 0.6)),
+        ("kimi-k2.5", "optional", (1.0, 0.6)),
+        ("kimi-k2-thinking", "always", None),
+        ("kimi-k2-thinking-turbo", "always", None),
+        ("kimi-thinking-preview", "always", None),
+        ("kimi-k2-0905-preview", "never", None),
+        ("moonshot-v1-128k-vision-preview", "never", None),
+    ],
+)
+def test_which_models_think_and_are_fixed_to_one_temperature(name, thinking, temperatures):
+    """From K2.5 on there is one for thinking and one for the rest, and one top_p; older models take any."""
+    model = models.find(name)
+
+    assert model is not None
+    assert model.thinking == thinking
+    sampling = model.sampling
+    assert (sampling and (sampling.temperature, sampling.temperature_unthinking)) == temperatures
+    assert sampling is None or sampling.top_p == 0.95
+
+
+@pytest.mark.parametrize("name", models.live_models())
+def test_every_live_model_thinks_and_is_fixed(name):
+    """What is served in November 2026."""
+    model = models.find(name)
+
+    assert model is not None
+    assert model.thinking != "never"
+    assert model.sampling is not None

@@ -17,8 +17,9 @@ ROW = re.compile(r"\| (\d\d):(\d\d\.\d) \| (\d) \| (sent|waits ([\d.]+) s) \|")
 
 @pytest.mark.real_time
 @pytest.mark.parametrize("block", BLOCKS, ids=[str(number) for number in range(len(BLOCKS))])
-async def test_each_python_block_runs(block, monkeypatch):
-    """Against a mock gateway, with ``await`` at the top level."""
+async def test_each_python_block_runs(block, monkeypatch, tmp_path):
+    """Against a mock gateway, with ``await`` at the top level; files go elsewhere."""
+    monkeypatch.chdir(tmp_path)
     async with running(MockSettings(limits=RateLimits(concurrency=100), latency=0.01)) as base_url:
         monkeypatch.setenv("MOONSHOT_BASE_URL", base_url)
         monkeypatch.setenv("MOONSHOT_API_KEY", "sk-test")

@@ -307,11 +307,32 @@ async def test_images_never_overflow_a_context(counter):
     assert (await counter.cost(body)).prompt_tokens > 8_192
 
 
+@pytest.mark.parametrize("model", ["kimi-k3", "moonshot-v1-8k", "kimi-k9"])
+async def test_a_json_schema_is_counted(counter, model):
+    """As compact JSON, for every model: K3's template shows it to the model, and nobody knows of the others."""
+    body = {"model": model, "messages": [user("hi")], "max_tokens": 10}
+    schema = {"name": "月相", "schema": {"type": "object", "properties": {"a": {"type": "string"}}}}
+    compact = '{"name":"月相","schema":{"type":"object","properties":{"a":{"type":"string"}}}}'
+    plain = (await counter.cost(body)).prompt_tokens
+
+    with_schema = await counter.cost(body | {"response_format": {"type": "json_schema", "json_schema": schema}})
+
+    assert with_schema.prompt_tokens == plain + counter.count(compact)
+
+
+@pytest.mark.parametrize("value", [None, "json", 3, [], {}, {"type": "json_object"}, {"json_schema": None}])
+async def test_other_formats_cost_nothing(counter, value):
+    """There is nothing in them for the model to read; nonsense is Kimi's to refuse."""
+    body = {"model": "kimi-k2.6", "messages": [user("hi")], "max_tokens": 10}
+
+    assert await counter.cost(body | {"response_format": value}) == await counter.cost(body)
+
+
 async def test_bills_above_the_count_are_learned(counter):
     """The largest surplus, for that model only; smaller ones, discounts and outliers change nothing."""
     body = {"model": "kimi-k2.6", "messages": [user("中文abc")]}
     for billed in (14, 12, 5, 9_000):
-        counter.learn("kimi-k2.6", counted=9, billed=billed)
+        counter.learn(body, billed=billed)
 
     assert (await counter.cost(body)).prompt_tokens == 14
     assert (await counter.cost(body | {"model": "kimi-k2.5"})).prompt_tokens == 9
@@ -327,7 +348,43 @@ async def test_k3s_longer_template_is_reserved(counter):
     assert (await counter.cost(body | {"model": "kimi-k2.6"})).prompt_tokens == 9
 
 
+@given(json_values, json_values, st.sampled_from(["", "kimi-k3", "kimi-k2.6"]))
+def test_a_prompt_is_counted_alike_with_and_without_a_loop(loaded, messages, tools, model):
+    """``count_prompt`` is ``prompt_tokens``, awaited."""
+    assert asyncio.run(loaded.count_prompt(messages, tools, model=model)) == loaded.prompt_tokens(
+        messages, tools, model=model
+    )
+
+
+turns = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "tool"]), "content": st.text(max_size=20)},
+        optional={"reasoning_content": st.text(max_size=9), "tool_calls": st.just([{"function": {"name": "f"}}])},
+    ),
+    max_size=4,
+)
+
+
+@given(turns, turns, st.sampled_from(["", "kimi-k3", "kimi-k2.6"]))
+def test_the_messages_of_a_prompt_add_up(loaded, first, second, model):
+    """Each counts by itself, whatever is around it: so a conversation can measure its turns one by one."""
+
+    def count(messages):
+        return loaded.prompt_tokens(messages, model=model)
+
+    assert count(first + second) == count(first) + count(second) - count([])
+
+
 # The event loop
+
+
+async def test_a_long_prompt_is_counted_off_the_loop_by_count_prompt(counter, monkeypatch):
+    """As by ``cost``."""
+    threads = []
+    monkeypatch.setattr(counter, "_count", lambda text: threads.append(threading.current_thread()) or 1)
+
+    assert await counter.count_prompt([user("a" * 10_001)]) == 8
+    assert threads != [threading.main_thread()]
 
 
 @pytest.mark.parametrize(("length", "on_the_loop"), [(10_000, True), (10_001, False)])

@@ -21,7 +21,7 @@ from kimi_async.limits import Cost, RateLimits
 from kimi_async.mock import Faults, MockSettings, running
 from kimi_async.models import find
 from kimi_async.tokens import TokenCounter
-from kimi_async.transport import COST, MAX_REFUSALS, MAX_WAIT, RateLimitTransport
+from kimi_async.transport import COST, HANG_UP, MAX_REFUSALS, MAX_WAIT, RateLimitTransport
 
 from .conftest import run_virtual
 from .scripted import NO_BALANCE, OVERLOADED, Body, Scripted, Step, answer, error, refused
@@ -162,6 +162,7 @@ async def test_what_certainly_never_left_leaves_no_trace_and_all_else_is_charged
         await send(transport)
     except (httpx.HTTPError, OSError):
         assert step.fails or step.content.fails
+    await asyncio.sleep(HANG_UP)
     assert taken(limiter) == left
     if left == (0, 0, 0):
         assert limiter.usage() == before
@@ -186,6 +187,7 @@ async def test_cancelled_while_it_is_on_its_way(step, left):
     assert taken(limiter) == (1, 1, 10)
     task.cancel()
     await asyncio.wait([task])
+    await asyncio.sleep(HANG_UP)
     assert taken(limiter) == left
     assert all(body.closed for body in inner.bodies if body.seconds == 0 or step.status == 429)
 
@@ -244,8 +246,38 @@ async def test_closing_the_answer_unread_gives_the_slot_back_once():
     assert taken(limiter) == (1, 1, 10)
     await response.aclose()
     await response.stream.aclose()
+    await asyncio.sleep(HANG_UP)
     assert taken(limiter) == (0, 1, 10)
     assert inner.bodies[0].closed
+
+
+@pytest.mark.parametrize(
+    ("step", "gap"),
+    [
+        (Step(think=3, at="think", fails=lambda: httpx.ReadTimeout("slow")), HANG_UP),
+        (Step(write=3, at="write", fails=lambda: httpx.WriteTimeout("slow")), HANG_UP),
+        (Step(think=3, at="think", fails=asyncio.CancelledError), HANG_UP),
+        (Step(connect=3, fails=lambda: httpx.ConnectTimeout("silence")), 0),
+        (Step(think=3, at="think", fails=lambda: httpx.RemoteProtocolError("gone")), 0),
+        (answer(think=3), 0),
+    ],
+)
+async def test_after_a_hang_up_the_slot_waits_for_the_gateway_to_notice(step, gap):
+    """Where we hung up on a request that had left; not where the gateway did, or the answer was whole."""
+    _limiter, inner, transport = limited(RateLimits(concurrency=1), step, answer())
+    await asyncio.gather(send(transport), send(transport), return_exceptions=True)
+    assert inner.written[-1] == pytest.approx(3 + gap, abs=1e-4)
+
+
+async def test_an_answer_that_is_closed_unread_was_hung_up_on():
+    """The next request leaves when the gateway has had time to notice."""
+    _limiter, inner, transport = limited(
+        RateLimits(concurrency=1), Step(content=Body(b"{", b"}", seconds=3)), answer()
+    )
+    response = await transport.handle_async_request(a_request())
+    await response.aclose()
+    await send(transport)
+    assert inner.written == pytest.approx([0, HANG_UP], abs=1e-4)
 
 
 PHASES = ("connect", "write", "think")
@@ -279,6 +311,7 @@ def test_every_slot_comes_back_and_what_was_begun_is_charged(attempts):
             if cancelled_after is not None:
                 asyncio.get_running_loop().call_later(cancelled_after, tasks[-1].cancel)
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(HANG_UP)
         assert taken(limiter) == (0, len(began), 10 * len(began))
         assert limiter.usage().waiting == 0
 
@@ -398,6 +431,7 @@ async def test_a_refusal_that_cannot_be_read_frees_its_slot_and_its_connection(f
     with pytest.raises((httpx.ReadError, TimeoutError)):
         async with asyncio.timeout(None if fails else 3):
             await send(transport)
+    await asyncio.sleep(HANG_UP)
     assert taken(limiter) == (0, 1, 10)
     assert inner.bodies[0].closed
 
@@ -573,6 +607,8 @@ async def test_httpcore_traces_what_we_rely_on():
             with pytest.raises(httpx.ReadTimeout):
                 await post(transport, f"http://{address}", read=0.05)
             assert limiter.usage().requests_sent == 1
+            assert taken(limiter) == (1, 1, 10)
+            await asyncio.sleep(HANG_UP + 0.01)
             assert taken(limiter) == (0, 1, 10)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kimi_async.chat import BatchRequest, BatchResult
 from kimi_async.client import AsyncKimi
 from kimi_async.errors import (
     AuthenticationError,
@@ -17,9 +16,9 @@ from kimi_async.errors import (
     LimiterClosed,
     QuotaExceededError,
 )
+from kimi_async.jsonl import BadLine, BatchRequest, BatchResult, Defaults, read_lines, survey
 from kimi_async.models import Currency, money
 
-from .lines import BadLine, Defaults, read_lines, survey
 from .output import OutputFile
 
 __all__ = ["BadLine", "BatchRun", "Defaults", "OutputFile", "survey"]

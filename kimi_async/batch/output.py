@@ -7,7 +7,6 @@ request was answered, else ``{"code", "message"}``.
 import json
 import os
 import tempfile
-import uuid
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
@@ -15,10 +14,8 @@ from typing import Self
 
 from pydantic_core import to_json
 
-from kimi_async.chat import BatchResult
-from kimi_async.errors import APIStatusError, ConfigurationError
-
-from .lines import BadLine
+from kimi_async.errors import ConfigurationError
+from kimi_async.jsonl import BadLine, BatchResult, output_line
 
 try:
     import fcntl
@@ -119,7 +116,7 @@ class OutputFile:
 
     def write(self, outcome: BatchResult | BadLine) -> None:
         """Append one line; it is with the operating system when this returns. All of it or, on an error, nothing."""
-        line = to_json(_line(outcome)) + b"\n"
+        line = to_json(output_line(outcome)) + b"\n"
         size = os.fstat(self._file.fileno()).st_size
         try:
             while line:
@@ -137,20 +134,3 @@ class OutputFile:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-
-def _line(outcome: BatchResult | BadLine) -> dict[str, object]:
-    response: dict[str, object] | None = None
-    error: dict[str, object] | None = None
-    if isinstance(outcome, BadLine):
-        error = {"code": "invalid_line", "message": f"line {outcome.line}: {outcome.problem}", "line": outcome.line}
-    elif outcome.completion is not None:
-        body = outcome.completion.model_dump(mode="json", exclude_unset=True)
-        response = {"status_code": 200, "request_id": outcome.completion.request_id, "body": body}
-    else:
-        error = {"code": type(outcome.error).__name__, "message": str(outcome.error)}
-        if isinstance(outcome.error, APIStatusError):
-            status = outcome.error
-            response = {"status_code": status.status_code, "request_id": status.request_id, "body": status.body}
-    name = f"batch_req_{uuid.uuid4().hex[:24]}"
-    return {"id": name, "custom_id": outcome.custom_id, "response": response, "error": error}

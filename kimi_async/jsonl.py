@@ -1,4 +1,4 @@
-"""Lines of a batch file, in any of four forms, made into requests.
+"""Batches: a request, its result, and the lines of files that hold requests, in any of four forms.
 
 =====================================================================  ========================================
 ``{"custom_id", "method", "url", "body": {...}}``                      OpenAI's and Kimi's Batch form
@@ -12,14 +12,49 @@ Next to ``prompt`` or ``messages`` a line may carry ``custom_id`` and any field 
 """
 
 import json
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kimi_async.chat import BatchRequest, as_messages
-from kimi_async.errors import ConfigurationError
+from .chat import ChatCompletion, Text, WireModel, as_messages
+from .errors import APIStatusError, ConfigurationError, InvalidResponseError, KimiError
+from .responses import EXCERPT, status_error
+
+
+class BatchRequest(BaseModel):
+    """One request of a batch, in the form of a line of Kimi's and OpenAI's batch files.
+
+    ``body`` is a chat completions request; ``line`` is where it came from, if from a file.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    custom_id: str = Field(min_length=1)
+    method: Literal["POST"] = "POST"
+    url: Literal["/v1/chat/completions"] = "/v1/chat/completions"
+    body: dict[str, object]
+    line: int | None = Field(default=None, exclude=True)
+
+
+class BatchResult(BaseModel):
+    """What became of one request: exactly one of ``completion`` and ``error`` is set."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, frozen=True)
+
+    custom_id: str
+    completion: ChatCompletion | None = None
+    error: KimiError | None = None
+
+    @property
+    def text(self) -> str:
+        """The answer's text. Raises the error where there is no answer."""
+        if self.completion is None:
+            raise self.error or KimiError(f"{self.custom_id} has no answer")
+        return self.completion.text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,3 +175,81 @@ def _body(fields: dict[str, object]) -> dict[str, object]:
 
 def _has_system(messages: list[object]) -> bool:
     return any(isinstance(message, dict) and message.get("role") == "system" for message in messages)
+
+
+def output_line(outcome: BatchResult | BadLine) -> dict[str, object]:
+    """A line of Batch output form.
+
+    ``{"id", "custom_id", "response": {"status_code", "request_id", "body"}, "error"}``; ``error`` is null where the
+    request was answered, else ``{"code", "message"}``.
+    """
+    response: dict[str, object] | None = None
+    error: dict[str, object] | None = None
+    if isinstance(outcome, BadLine):
+        error = {"code": "invalid_line", "message": f"line {outcome.line}: {outcome.problem}", "line": outcome.line}
+    elif outcome.completion is not None:
+        body = outcome.completion.model_dump(mode="json", exclude_unset=True)
+        response = {"status_code": 200, "request_id": outcome.completion.request_id, "body": body}
+    else:
+        error = {"code": type(outcome.error).__name__, "message": str(outcome.error)}
+        if isinstance(outcome.error, APIStatusError):
+            status = outcome.error
+            response = {"status_code": status.status_code, "request_id": status.request_id, "body": status.body}
+    name = f"batch_req_{uuid.uuid4().hex[:24]}"
+    return {"id": name, "custom_id": outcome.custom_id, "response": response, "error": error}
+
+
+class _Failure(WireModel):
+    code: Text = ""
+    message: Text = ""
+
+
+class _Response(WireModel):
+    status_code: int
+    request_id: str | None = None
+    body: object = None
+
+
+class _OutputLine(WireModel):
+    custom_id: str
+    response: _Response | None = None
+    error: _Failure | None = None
+
+
+def parse_output_line(text: bytes | str) -> BatchResult:
+    """A line of Batch output form, Kimi's or our own, as the result that it tells of.
+
+    An error that has a status becomes the exception for it, any other a KimiError.
+
+    Raises:
+        InvalidResponseError: it is no such line.
+    """
+    try:
+        line = _OutputLine.model_validate_json(text)
+    except ValidationError as exc:
+        shown = text if isinstance(text, str) else text.decode(errors="replace")
+        raise InvalidResponseError(f"no line of batch output: {shown[:80]!r}", body=shown[:EXCERPT]) from exc
+    response = line.response
+    if response is None:
+        failure = line.error or _Failure(message="neither a response nor an error")
+        error = KimiError(": ".join(filter(None, (failure.code, failure.message))))
+        return BatchResult(custom_id=line.custom_id, error=error)
+    if response.status_code != 200:
+        return BatchResult(custom_id=line.custom_id, error=_status_error(response, line.error))
+    try:
+        completion = ChatCompletion.model_validate(response.body)
+    except ValidationError:
+        shown = json.dumps(response.body, ensure_ascii=False)
+        wrong = InvalidResponseError(f"status 200, but no chat completion: {shown[:80]!r}", body=shown[:EXCERPT])
+        return BatchResult(custom_id=line.custom_id, error=wrong)
+    completion._request_id = response.request_id or None  # noqa: SLF001 - set once, here
+    return BatchResult(custom_id=line.custom_id, completion=completion)
+
+
+def _status_error(response: _Response, failure: _Failure | None) -> APIStatusError:
+    body = response.body
+    if not body and failure is not None:
+        body = {"error": {"message": failure.message, "type": failure.code or None}}
+    content = body if isinstance(body, str) else json.dumps(body)
+    headers = {"msh-request-id": response.request_id} if response.request_id else {}
+    return status_error(response.status_code, headers, content.encode(), model="")
