@@ -11,39 +11,12 @@ import pytest
 
 from kimi_async.limits import RateLimits
 from kimi_async.mock import Faults, Gateway, MockSettings, running, spawn
-from kimi_async.mock.answers import prose
+from kimi_async.mock.replies import prose, thoughts
 from kimi_async.tokens import TokenCounter
 
-KEY = {"Authorization": "Bearer sk-test"}
+from .mocked import KEY, body, chat, client, count_characters, instant
+
 ACCOUNT = "Your account org-00000000000000000000000000000000<ak-mock0000000000000000> request reached"
-
-
-def count_characters(messages, tools, model):
-    """A counter that a reader can check: a character is a token."""
-    return sum(len(message["content"]) for message in messages)
-
-
-def client(settings, *, clock=lambda: 0.0):
-    """A client of a gateway in the same loop, without sockets."""
-    gateway = Gateway(settings, count_characters, clock=clock)
-    transport = httpx.ASGITransport(gateway)
-    return httpx.AsyncClient(transport=transport, base_url="http://mock/v1", headers=KEY, timeout=10)
-
-
-def body(prompt="Hello", **options):
-    """The smallest chat completion request."""
-    messages = [{"role": "user", "content": prompt}]
-    return {"model": "moonshot-v1-8k", "messages": messages, "max_tokens": 10, **options}
-
-
-def instant(**settings):
-    """Settings without latency."""
-    return MockSettings(latency=0, **settings)
-
-
-async def chat(kimi, *args, **options):
-    """Ask for one completion."""
-    return await kimi.post("/chat/completions", json=body(*args, **options))
 
 
 async def test_a_completion_has_kimis_shape():
@@ -86,7 +59,9 @@ def test_prose_has_the_tokens_it_claims():
     if not counter.exact:
         pytest.skip("no vocabulary on this platform")
     assert [counter.count(prose(tokens)) for tokens in (17, 170, 1_700)] == [17, 170, 1_700]
-    assert all(abs(counter.count(prose(tokens)) - tokens) <= 3 for tokens in range(1, 100))
+    assert [counter.count(thoughts(tokens)) for tokens in (15, 150, 1_500)] == [15, 150, 1_500]
+    for write in (prose, thoughts):
+        assert all(abs(counter.count(write(tokens)) - tokens) <= 4 for tokens in range(1, 100))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +127,6 @@ async def test_all_choices_and_default_lengths_are_charged():
         ({"max_tokens": 0}, 400, "invalid_request_error", "Invalid request: max_tokens must be"),
         ({"max_tokens": True}, 400, "invalid_request_error", "Invalid request: max_tokens must be"),
         ({"n": 6}, 400, "invalid_request_error", "Invalid request: n must be"),
-        ({"stream": True}, 400, "invalid_request_error", "Invalid request: this mock gateway does not stream"),
         (body("x" * 8192), 400, "invalid_request_error", "Input token length too long"),
         (body("x" * 100, max_tokens=8900), 400, "invalid_request_error",
          "Invalid request: Your request exceeded model token limit: 8192 (requested: 9000)"),
@@ -211,6 +185,7 @@ async def test_the_other_endpoints():
         estimate = (await kimi.post("/tokenizers/estimate-token-count", json=body("x" * 83))).json()
         unknown = await kimi.get("/chat/completions")
     assert {"kimi-k2.6": 262_144}.items() <= {m["id"]: m["context_length"] for m in models}.items()
+    assert all(m["supports_image_in"] and m["supports_video_in"] and m["supports_reasoning"] for m in models)
     assert balance["data"]["available_balance"] > 0
     assert estimate == {"data": {"total_tokens": 80}}
     assert (unknown.status_code, unknown.json()["error"]["type"]) == (404, "resource_not_found_error")

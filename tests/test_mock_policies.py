@@ -198,11 +198,11 @@ def test_peaks_tell_what_a_bucket_let_through():
 
 @pytest.mark.parametrize(
     ("throw", "fault"),
-    [(0, "error_5xx"), (0.0999, "error_5xx"), (0.1, "overload"), (0.35, "drop"), (0.65, "garble"), (0.99, "garble")],
+    [(0, "error_5xx"), (0.0999, "error_5xx"), (0.1, "overload"), (0.35, "drop"), (0.65, "garble"), (0.99, "cut")],
 )  # fmt: skip
 def test_a_throw_picks_a_fault(throw, fault):
     """Faults share the unit interval in their order."""
-    assert Faults(error_5xx=0.1, overload=0.2, drop=0.3, garble=0.4).pick(throw) == fault
+    assert Faults(error_5xx=0.1, overload=0.2, drop=0.25, garble=0.25, cut=0.2).pick(throw) == fault
 
 
 def test_no_faults_by_default():
@@ -210,7 +210,7 @@ def test_no_faults_by_default():
     assert [Faults().pick(throw) for throw in (0, 0.5, 0.999)] == [None] * 3
 
 
-@pytest.mark.parametrize("wrong", [{"drop": -0.1}, {"slow": 1.1}, {"drop": 0.6, "garble": 0.6}])
+@pytest.mark.parametrize("wrong", [{"drop": -0.1}, {"slow": 1.1}, {"drop": 0.6, "garble": 0.6}, {"cut": 1.1}])
 def test_impossible_probabilities_are_refused(wrong):
     """At construction, not in the middle of a run."""
     with pytest.raises(ConfigurationError):
@@ -218,7 +218,16 @@ def test_impossible_probabilities_are_refused(wrong):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"latency": -1}, {"phase": 1}, {"burst": 0}, {"completion_ratio": 0}, {"tokens_per_second": 0}]
+    "wrong",
+    [
+        {"latency": -1},
+        {"phase": 1},
+        {"burst": 0},
+        {"completion_ratio": 0},
+        {"tokens_per_second": 0},
+        {"tokens_per_chunk": 0},
+        {"batch_seconds": -1},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong):
     """Likewise."""
@@ -229,7 +238,11 @@ def test_settings_out_of_range_are_refused(wrong):
 def test_settings_survive_json():
     """As they do on their way to another process."""
     settings = MockSettings(
-        limits=RateLimits.guide(), policy="gcra", faults=Faults(drop=0.1), bad_keys=frozenset({"k"})
+        limits=RateLimits.guide(),
+        policy="gcra",
+        faults=Faults(drop=0.1, cut=0.2),
+        tokens_per_chunk=7,
+        bad_keys=frozenset({"k"}),
     )
     assert MockSettings.from_json(settings.to_json()) == settings
     assert "bad_keys" not in repr(settings)

@@ -16,12 +16,21 @@ faults   what goes wrong, how often
 fate     what an admitted request gets, drawn from its body
 settings all of that as one frozen value
 requests a body, read and validated
-answers  Kimi's words, as bytes
+rules    parameters and messages that a model refuses, in Kimi's words
+replies  what the model says: prose, thoughts, tool calls, JSON
+schema   a value for a JSON schema
+answers  Kimi's envelopes and errors, as bytes
+stream   a completion in chunks
+files    uploads, and their endpoints
+batches  batches, and theirs
+exchange the client's end: reading it, seeing it hang up, hanging up on it
 gateway  the ASGI application
 server   on a socket: ``serve`` blocks, ``running`` shares a loop, ``spawn`` starts a process
 ======== ==============================================================================
 
-Not covered: streaming, files, batches, thinking, tool calls. Images count what the token counter says.
+Not covered: ``logprobs``, ``prediction``, the Responses, Formula and Anthropic routes, JSON schemas' ``pattern``;
+batches never expire. Images and videos count what the token counter says, whatever is in them; the content of a
+file is what was uploaded, whatever its purpose. ``max_tokens`` too small for a tool call or for JSON cuts it.
 """
 
 from .account import Account, AccountStats, Refusal

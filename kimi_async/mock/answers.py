@@ -5,7 +5,9 @@ issue 34), not the templates of the error page, whose word order differs. The ac
 """
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from pydantic_core import to_json
 
@@ -13,7 +15,9 @@ from kimi_async import models
 
 from .account import Refusal
 from .fate import Fate
+from .replies import Reply, ToolCall
 from .requests import ChatRequest
+from .rules import InvalidRequest
 
 _ACCOUNT = "org-00000000000000000000000000000000<ak-mock0000000000000000>"
 _MSH_HEADERS = (
@@ -23,11 +27,8 @@ _MSH_HEADERS = (
     (b"msh-project-id", b"proj-00000000000000000000000000000000"),
     (b"msh-trace-mode", b"on"),
 )
+Headers = tuple[tuple[bytes, bytes], ...]
 _JSON = (b"content-type", b"application/json; charset=utf-8")
-
-# 17 tokens in Kimi's vocabulary, and no more when repeated: nothing merges across its ends.
-_SENTENCE = "月光落在潮水上，海面很安静。The moon rose over a calm sea. "
-_SENTENCE_TOKENS = 17
 
 _CACHE_CHUNK = 256
 """Tokens; Kimi caches longer prefixes in whole chunks of this many (platform.kimi.ai/docs)."""
@@ -35,21 +36,46 @@ _CACHE_CHUNK = 256
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One HTTP answer, ready to be sent."""
+    """One HTTP answer, ready to be sent.
+
+    Attributes:
+        cut: bytes of the body after which the connection is closed; None sends all of it.
+    """
 
     status: int
     body: bytes
-    headers: tuple[tuple[bytes, bytes], ...] = (_JSON,)
+    headers: Headers = (_JSON,)
+    cut: int | None = None
 
     def signed(self, request_id: bytes) -> list[tuple[bytes, bytes]]:
-        """All headers: length, Kimi's own, and the id of the request."""
-        return [
-            *self.headers,
-            (b"content-length", b"%d" % len(self.body)),
-            (b"msh-request-id", request_id),
-            (b"x-msh-trace-id", request_id),
-            *_MSH_HEADERS,
-        ]
+        """All headers, its length among them."""
+        return [*signed(self.headers, request_id), (b"content-length", b"%d" % len(self.body))]
+
+
+class Usage(NamedTuple):
+    """Tokens of one answer."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+    def of_one(self, completion_tokens: int) -> "Usage":
+        """That of one choice among several: the prompt is everyone's."""
+        return Usage(self.prompt_tokens, completion_tokens, self.cached_tokens)
+
+    def content(self) -> dict[str, int]:
+        """As it stands in an answer."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "cached_tokens": self.cached_tokens,
+        }
+
+
+def signed(headers: Headers, request_id: bytes) -> list[tuple[bytes, bytes]]:
+    """Those headers, Kimi's own, and the id of the request."""
+    return [*headers, (b"msh-request-id", request_id), (b"x-msh-trace-id", request_id), *_MSH_HEADERS]
 
 
 def json_answer(content: object) -> Answer:
@@ -57,9 +83,19 @@ def json_answer(content: object) -> Answer:
     return Answer(200, to_json(content))
 
 
+def envelope(kind: str, message: str) -> dict[str, object]:
+    """An error as JSON."""
+    return {"error": {"message": message, "type": kind}}
+
+
+def invalid(exc: InvalidRequest) -> Answer:
+    """The error that a request has earned."""
+    return error(exc.status, exc.kind, str(exc))
+
+
 def error(status: int, kind: str, message: str, *, retry_after: int | None = None) -> Answer:
     """Kimi's error envelope: a message and a type, nothing else."""
-    body = to_json({"error": {"message": message, "type": kind}})
+    body = to_json(envelope(kind, message))
     headers = (_JSON,) if retry_after is None else (_JSON, (b"retry-after", b"%d" % retry_after))
     return Answer(status, body, headers)
 
@@ -102,44 +138,49 @@ def garbled(answer: Answer, throw: float) -> Answer:
     return Answer(answer.status, b"<html>upstream connect error</html>", answer.headers)
 
 
-def prose(tokens: int) -> str:
-    """A text of about that many tokens: exactly so for multiples of 17."""
-    whole, rest = divmod(tokens, _SENTENCE_TOKENS)
-    part = -(-rest * len(_SENTENCE) // _SENTENCE_TOKENS)
-    return _SENTENCE * whole + _SENTENCE[:part]
+def truncated(answer: Answer, throw: float) -> Answer:
+    """The same answer, its connection closed in the middle of the body, by a throw in [0, 1)."""
+    return replace(answer, cut=1 + int(throw * (len(answer.body) - 1)))
 
 
-def completion(request: ChatRequest, fate: Fate) -> Answer:
-    """A chat completion as in Kimi's API reference, ``cached_tokens`` included."""
-    generated = sum(fate.completion_tokens)
+def usage(request: ChatRequest, fate: Fate, replies: Iterable[Reply]) -> Usage:
+    """What is billed: the prompt once, all choices, and how much of the prompt was known."""
     caches = fate.repeated and request.prompt_tokens > _CACHE_CHUNK
     cached = request.prompt_tokens // _CACHE_CHUNK * _CACHE_CHUNK if caches else 0
-    return json_answer(
-        {
-            "id": f"chatcmpl-{fate.identity}",
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": request.model,
-            "choices": [
-                {
-                    "index": index,
-                    "message": {"role": "assistant", "content": prose(tokens)},
-                    "finish_reason": "length" if tokens == request.max_tokens else "stop",
-                }
-                for index, tokens in enumerate(fate.completion_tokens)
-            ],
-            "usage": {
-                "prompt_tokens": request.prompt_tokens,
-                "completion_tokens": generated,
-                "total_tokens": request.prompt_tokens + generated,
-                "cached_tokens": cached,
-            },
-        }
-    )
+    return Usage(request.prompt_tokens, sum([reply.tokens for reply in replies]), cached)
+
+
+def completion(request: ChatRequest, fate: Fate, replies: Iterable[Reply], used: Usage) -> dict[str, object]:
+    """A chat completion as in Kimi's API reference, ``cached_tokens`` included."""
+    return {
+        "id": f"chatcmpl-{fate.identity}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": request.model,
+        "choices": [
+            {"index": index, "message": _message(reply), "finish_reason": reply.finish_reason}
+            for index, reply in enumerate(replies)
+        ],
+        "usage": used.content(),
+    }
+
+
+def _message(reply: Reply) -> dict[str, object]:
+    message: dict[str, object] = {"role": "assistant", "content": reply.content}
+    if reply.reasoning:
+        message["reasoning_content"] = reply.reasoning
+    if reply.tool_calls:
+        message["tool_calls"] = [_call(number, call) for number, call in enumerate(reply.tool_calls)]
+    return message
+
+
+def _call(number: int, call: ToolCall) -> dict[str, object]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"index": number, "id": call.identity, "type": call.kind, "function": function}
 
 
 def model_list() -> Answer:
-    """``GET /v1/models``."""
+    """``GET /v1/models``. All live models take images and videos (Kimi's model list, September 2026)."""
     names = models.live_models()
     found = [model for name in names if (model := models.find(name)) is not None]
     return json_answer(
@@ -152,6 +193,9 @@ def model_list() -> Answer:
                     "created": 1_760_000_000,
                     "owned_by": "moonshot",
                     "context_length": model.context,
+                    "supports_image_in": True,
+                    "supports_video_in": True,
+                    "supports_reasoning": model.thinking != "never",
                 }
                 for model in found
             ],

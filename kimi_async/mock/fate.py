@@ -17,8 +17,8 @@ class Fate:
 
     Attributes:
         identity: 32 hexadecimal digits; ids of the answer.
-        latency: seconds until the answer.
-        completion_tokens: length of each choice, 1 to ``max_tokens``.
+        latency: seconds until the answer, or until its first token where generation takes time.
+        completion_tokens: length of each choice in prose, 1 to ``max_tokens``.
         fault: what goes wrong, if anything.
         throw: in [0, 1); for what varies within a fault.
         repeated: whether the same body was admitted before, so that its prefix is cached.
@@ -58,8 +58,6 @@ class Dice:
         fault, throw, slow = faults.pick(dice.random()), dice.random(), dice.random() < faults.slow
         latency = settings.latency * (1 + settings.latency_jitter * (2 * dice.random() - 1))
         lengths = tuple(self._length(max_tokens) for _ in range(n))
-        if settings.tokens_per_second is not None:
-            latency += max(lengths) / settings.tokens_per_second
         if slow:
             latency += faults.slow_seconds
         return Fate(f"{number % 2**128:032x}", latency, lengths, fault, throw, repetition > 0)

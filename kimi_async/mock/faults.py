@@ -5,8 +5,8 @@ from typing import Literal
 
 from kimi_async.errors import ConfigurationError
 
-Fault = Literal["error_5xx", "overload", "drop", "garble"]
-FAULTS: tuple[Fault, ...] = ("error_5xx", "overload", "drop", "garble")
+Fault = Literal["error_5xx", "overload", "drop", "garble", "cut"]
+FAULTS: tuple[Fault, ...] = ("error_5xx", "overload", "drop", "garble", "cut")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,23 +17,26 @@ class Faults:
         error_5xx: an HTML page with status 500, 503 or 504 in place of the answer.
         overload: 429 with ``engine_overloaded_error``, at once.
         drop: the connection is closed without an answer.
-        garble: status 200 with a body that is no JSON, or only the first part of one.
+        garble: status 200 with a body that is no JSON, or only the first part of one; one such chunk in the middle
+            of a stream.
+        cut: the connection is closed in the middle of the body, or of the stream.
         slow: the answer takes ``slow_seconds`` longer; independent of the others.
         slow_seconds: seconds.
 
     Raises:
-        ConfigurationError: a probability outside 0 to 1, or the first four above 1 in sum.
+        ConfigurationError: a probability outside 0 to 1, or the first five above 1 in sum.
     """
 
     error_5xx: float = 0.0
     overload: float = 0.0
     drop: float = 0.0
     garble: float = 0.0
+    cut: float = 0.0
     slow: float = 0.0
     slow_seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        exclusive = (self.error_5xx, self.overload, self.drop, self.garble)
+        exclusive = (self.error_5xx, self.overload, self.drop, self.garble, self.cut)
         if min(*exclusive, self.slow) < 0 or self.slow > 1 or sum(exclusive) > 1 or self.slow_seconds < 0:
             raise ConfigurationError(f"probabilities are 0 to 1, and those of the faults add up to 1: {self}")
 

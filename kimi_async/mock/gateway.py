@@ -2,39 +2,31 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import lru_cache
-from itertools import count
+from itertools import count, islice
 from random import Random
-from typing import Any
 
-from . import answers
+from . import answers, stream
 from .account import Account
 from .answers import Answer
+from .batches import Batches
+from .exchange import Dropped, Exchange, HungUp, Receive, Scope, Send, Watch
 from .fate import Dice, Fate
-from .requests import ChatRequest, CountPrompt, InvalidRequest, parse_chat, parse_prompt
+from .files import Files, Route
+from .replies import Reply
+from .requests import ChatRequest, CountPrompt, parse_chat, parse_prompt
+from .rules import InvalidRequest
 from .settings import MockSettings
+from .stream import DONE, ChunkStream
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Clock = Callable[[], float]
-
-ABORT = "kimi_async.abort"
-"""ASGI extension: ``scope["extensions"][ABORT]["abort"]()`` closes the connection with no answer."""
 
 _REMEMBERED_REQUESTS = 512
 _BEARER = b"Bearer "
+_ITEM = 3  # the segment of a path that is an id
 _PROMPT_END = 3  # tokens; the estimate endpoint leaves out the beginning of the answer
-
-
-class _HungUp(Exception):
-    """The client is gone."""
-
-
-class _Dropped(Exception):
-    """The client shall see its connection closed."""
 
 
 class Gateway:
@@ -55,6 +47,7 @@ class Gateway:
         self._parse = lru_cache(maxsize=_REMEMBERED_REQUESTS)(self._parse_chat)
         self._clock = clock or (lambda: asyncio.get_running_loop().time())
         self._dice = Dice(settings)
+        self._batch_dice = Dice(settings)
         # The one thing drawn in the order of arrival: it is what makes that order.
         self._network = Random(settings.seed)
         self._bad_keys = frozenset(key.encode() for key in settings.bad_keys)
@@ -62,29 +55,33 @@ class Gateway:
         self._counts: Counter[str] = Counter()
         self._statuses: Counter[str] = Counter()
         self._faults: Counter[str] = Counter()
-        self._routes = {
+        self.files = Files()
+        self._routes: dict[tuple[str, str], Route] = {
             ("POST", "/v1/chat/completions"): self._chat,
             ("GET", "/v1/models"): self._models,
             ("GET", "/v1/users/me/balance"): self._balance,
             ("POST", "/v1/tokenizers/estimate-token-count"): self._estimate,
             ("GET", "/v1/stats"): self._stats,
             ("GET", "/stats"): self._stats,
+            **self.files.routes(),
+            **Batches(settings.batch_seconds, self.files, self._complete_in_batch, self._clock).routes(),
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, as ASGI 3 has it."""
+        exchange = Exchange(scope, receive, send)
         try:
-            answer = await self._answer(scope, receive)
-        except _HungUp:
+            answer = await self._answer(exchange)
+            if isinstance(answer, Answer):
+                self._statuses[str(answer.status)] += 1
+                await exchange.start(answer.status, answer.signed(self._next_id()))
+                await exchange.end(answer.body, answer.cut)
+            else:
+                await exchange.end(answer)
+        except HungUp:
             self._counts["hung_up"] += 1
-            return
-        except _Dropped:
-            await _close(scope, receive)
-            return
-        self._statuses[str(answer.status)] += 1
-        headers = answer.signed(b"%032x" % next(self._request_ids))
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        await send({"type": "http.response.body", "body": answer.body})
+        except Dropped:
+            await exchange.close()
 
     def stats(self) -> dict[str, object]:
         """Everything counted so far: the account's statistics, and what was served."""
@@ -93,22 +90,32 @@ class Gateway:
             "prompt_tokens": self._counts["prompt_tokens"],
             "completion_tokens": self._counts["completion_tokens"],
             "hung_up": self._counts["hung_up"],
+            "streams": self._counts["streams"],
+            "chunks": self._counts["chunks"],
             "answers": dict(self._statuses),
             "faults": dict(self._faults),
             "policy": self.settings.policy,
             "limits": asdict(self.settings.limits),
         }
 
-    async def _answer(self, scope: Scope, receive: Receive) -> Answer:
-        route = self._routes.get((scope["method"], scope["path"]))
+    async def _answer(self, exchange: Exchange) -> Answer | bytes:
+        route = self._route(exchange)
         if route is None:
             return answers.error(404, "resource_not_found_error", "The requested resource was not found")
-        if route != self._stats and (denied := self._denied(scope)) is not None:
+        if route != self._stats and (denied := self._denied(exchange.scope)) is not None:
             return denied
         try:
-            return await route(receive)
+            return await route(exchange)
         except InvalidRequest as exc:
-            return answers.error(exc.status, exc.kind, str(exc))
+            return answers.invalid(exc)
+
+    def _route(self, exchange: Exchange) -> Route | None:
+        method, path = exchange.scope["method"], exchange.scope["path"]
+        found = self._routes.get((method, path))
+        if found is None and len(parts := path.split("/")) > _ITEM:
+            exchange.item = parts[_ITEM]
+            found = self._routes.get((method, "/".join((*parts[:_ITEM], "{id}", *parts[_ITEM + 1 :]))))
+        return found
 
     def _denied(self, scope: Scope) -> Answer | None:
         for name, value in scope["headers"]:
@@ -120,87 +127,103 @@ class Gateway:
                 return None
         return answers.error(401, "incorrect_api_key_error", "Incorrect API key provided")
 
-    async def _chat(self, receive: Receive) -> Answer:
-        body = await _read(receive)
+    async def _chat(self, exchange: Exchange) -> Answer | bytes:
+        body = await exchange.read()
         if self.settings.network_jitter:
             await asyncio.sleep(self._network.random() * self.settings.network_jitter)
         request = self._parse(body)
+        self.files.check(request.file_ids)
         refusal = self.account.admit(self._clock(), request.tokens)
         if refusal is not None:
             return answers.refused(refusal)
         try:
             fate = self._dice.roll(body, max_tokens=request.max_tokens, n=request.n)
-            return await self._generate(request, fate, receive)
+            return await self._generate(request, fate, exchange)
         finally:
-            # The slot is free before the first byte of the answer is written, because a client may send its next
-            # request the moment it has the last one. Nothing is awaited in between that could let another
-            # request in, so the peak of requests in flight is still exact.
+            # The slot is free before the first byte of the answer is written, or the [DONE] of a stream, because a
+            # client may send its next request the moment it has the last one. Nothing is awaited in between that
+            # could let another request in, so the peak of requests in flight is still exact.
             self.account.release()
 
     def _parse_chat(self, body: bytes) -> ChatRequest:
         return parse_chat(body, self._count_prompt, serve_retired=self.settings.serve_retired)
 
-    async def _generate(self, request: ChatRequest, fate: Fate, receive: Receive) -> Answer:
+    async def _generate(self, request: ChatRequest, fate: Fate, exchange: Exchange) -> Answer | bytes:
         if fate.fault is not None:
             self._faults[fate.fault] += 1
         if fate.fault == "overload":
             return answers.OVERLOADED
-        if not await _still_there(receive, fate.latency):
-            raise _HungUp
+        replies = _replies(request, fate)
+        generation = self._generation_seconds(replies)
+        await exchange.wait(fate.latency if request.stream else fate.latency + generation)
         if fate.fault == "drop":
-            raise _Dropped
+            raise Dropped
         if fate.fault == "error_5xx":
             return answers.broken(fate.throw)
-        self._counts["prompt_tokens"] += request.prompt_tokens
-        self._counts["completion_tokens"] += sum(fate.completion_tokens)
-        answer = answers.completion(request, fate)
-        return answers.garbled(answer, fate.throw) if fate.fault == "garble" else answer
+        usage = answers.usage(request, fate, replies)
+        self._counts["prompt_tokens"] += usage.prompt_tokens
+        self._counts["completion_tokens"] += usage.completion_tokens
+        if request.stream:
+            chunks = ChunkStream(request, fate.identity, replies, usage, self.settings.tokens_per_chunk)
+            await self._stream(chunks, fate, generation, exchange)
+            return DONE
+        answer = answers.json_answer(answers.completion(request, fate, replies, usage))
+        if fate.fault == "garble":
+            return answers.garbled(answer, fate.throw)
+        return answers.truncated(answer, fate.throw) if fate.fault == "cut" else answer
 
-    async def _models(self, receive: Receive) -> Answer:
+    def _generation_seconds(self, replies: tuple[Reply, ...]) -> float:
+        speed = self.settings.tokens_per_second
+        return 0.0 if speed is None else max(reply.tokens for reply in replies) / speed
+
+    async def _stream(self, chunks: ChunkStream, fate: Fate, seconds: float, exchange: Exchange) -> None:
+        """Send all but ``[DONE]``, spread over the time that generation takes."""
+        self._statuses["200"] += 1
+        self._counts["streams"] += 1
+        await exchange.start(200, answers.signed(stream.HEADERS, self._next_id()))
+        events: Iterable[bytes] = chunks.garbled(fate.throw) if fate.fault == "garble" else chunks
+        if fate.fault == "cut":
+            events = islice(chunks, chunks.middle(fate.throw))
+        with Watch(exchange.receive) as watch:
+            await self._pour(events, seconds / len(chunks), exchange, watch)
+        if fate.fault == "cut":
+            raise Dropped
+
+    async def _pour(self, events: Iterable[bytes], step: float, exchange: Exchange, watch: Watch) -> None:
+        due = self._clock()
+        for event in events:
+            await exchange.send({"type": "http.response.body", "body": event, "more_body": True})
+            self._counts["chunks"] += 1
+            due += step
+            await watch.pause(due - self._clock() if step else 0)
+
+    def _complete_in_batch(self, body: bytes) -> tuple[int, dict[str, object]]:
+        try:
+            request = self._parse(body)
+            self.files.check(request.file_ids)
+        except InvalidRequest as exc:
+            return exc.status, answers.envelope(exc.kind, str(exc))
+        fate = self._batch_dice.roll(body, max_tokens=request.max_tokens, n=request.n)
+        replies = _replies(request, fate)
+        return 200, answers.completion(request, fate, replies, answers.usage(request, fate, replies))
+
+    def _next_id(self) -> bytes:
+        return b"%032x" % next(self._request_ids)
+
+    async def _models(self, exchange: Exchange) -> Answer:
         return answers.model_list()
 
-    async def _balance(self, receive: Receive) -> Answer:
+    async def _balance(self, exchange: Exchange) -> Answer:
         return answers.BALANCE
 
-    async def _estimate(self, receive: Receive) -> Answer:
-        parsed = parse_prompt(await _read(receive))
+    async def _estimate(self, exchange: Exchange) -> Answer:
+        parsed = parse_prompt(await exchange.read())
         tokens = self._count_prompt(parsed["messages"], None, parsed["model"]) - _PROMPT_END
         return answers.json_answer({"data": {"total_tokens": tokens}})
 
-    async def _stats(self, receive: Receive) -> Answer:
+    async def _stats(self, exchange: Exchange) -> Answer:
         return answers.json_answer(self.stats())
 
 
-async def _read(receive: Receive) -> bytes:
-    parts = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _HungUp
-        parts.append(message.get("body", b""))
-        if not message.get("more_body"):
-            return b"".join(parts)
-
-
-async def _still_there(receive: Receive, seconds: float) -> bool:
-    """Wait; whether the client did so too. A timeout on ``receive`` watches it without a second task."""
-    if seconds <= 0:
-        return True
-    try:
-        async with asyncio.timeout(seconds):
-            while (await receive())["type"] != "http.disconnect":
-                pass
-    except TimeoutError:
-        return True
-    return False
-
-
-async def _close(scope: Scope, receive: Receive) -> None:
-    """Close the connection. Merely returning without an answer would make the server send a 500 of its own."""
-    extension = scope.get("extensions", {}).get(ABORT)
-    if extension is None:
-        raise ConnectionResetError("the mock gateway dropped the connection")
-    extension["abort"]()
-    # The server learns of it a turn of the loop later, and then knows that no answer is owed.
-    while (await receive())["type"] != "http.disconnect":
-        pass
+def _replies(request: ChatRequest, fate: Fate) -> tuple[Reply, ...]:
+    return tuple([request.script.reply(drawn, request.max_tokens) for drawn in fate.completion_tokens])

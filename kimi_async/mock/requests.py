@@ -1,6 +1,6 @@
 """What the gateway reads: a chat completion request and its cost, or the error that Kimi would answer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,34 +9,36 @@ from pydantic_core import from_json
 from kimi_async import models
 from kimi_async.limits import Cost
 
+from .replies import PROSE, Script, script
+from .rules import InvalidRequest, check, not_found, thinks
+
 CountPrompt = Callable[[list[dict[str, Any]], list[dict[str, Any]] | None, str], int]
 """Tokens of messages and tools as that model counts them, its chat template included."""
 
 _MOST_CHOICES = 5
-
-
-class InvalidRequest(Exception):
-    """A request that gets an error before any budget is looked at.
-
-    Attributes:
-        status: of the answer.
-        kind: ``error.type`` of the answer.
-    """
-
-    def __init__(self, message: str, *, status: int = 400, kind: str = "invalid_request_error") -> None:
-        super().__init__(message)
-        self.status = status
-        self.kind = kind
+_UPLOADED = "ms://"
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """What matters of a valid request. ``max_tokens`` is the model's default where the body has none."""
+    """What matters of a valid request.
+
+    Attributes:
+        max_tokens: the model's default where the body has none.
+        script: what it makes the model say.
+        stream: whether the answer comes in chunks.
+        include_usage: whether a last chunk has the usage of all choices.
+        file_ids: uploaded files that its messages refer to.
+    """
 
     model: str
     prompt_tokens: int
     max_tokens: int
     n: int
+    script: Script = PROSE
+    stream: bool = False
+    include_usage: bool = False
+    file_ids: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -77,11 +79,9 @@ def parse_chat(body: bytes, count_prompt: CountPrompt, *, serve_retired: bool) -
     name = parsed["model"]
     model = models.find(name)
     if model is None or (model.retired is not None and not serve_retired):
-        raise InvalidRequest(
-            f"Not found the model {name} or Permission denied", status=404, kind="resource_not_found_error"
-        )
-    if parsed.get("stream"):
-        raise InvalidRequest("Invalid request: this mock gateway does not stream; leave stream out")
+        raise not_found(f"Not found the model {name} or Permission denied")
+    thinking = thinks(model, parsed)
+    check(model, parsed, thinking=thinking)
     n = _whole(parsed, "n", most=_MOST_CHOICES) or 1
     prompt_tokens = count_prompt(parsed["messages"], parsed.get("tools"), name)
     if prompt_tokens >= model.context:
@@ -94,7 +94,28 @@ def parse_chat(body: bytes, count_prompt: CountPrompt, *, serve_retired: bool) -
             f"Invalid request: Your request exceeded model token limit: {model.context} "
             f"(requested: {prompt_tokens + max_tokens})"
         )
-    return ChatRequest(name, prompt_tokens, max_tokens, n)
+    options = parsed.get("stream_options")
+    return ChatRequest(
+        name,
+        prompt_tokens,
+        max_tokens,
+        n,
+        script(parsed, thinking=thinking),
+        stream=bool(parsed.get("stream")),
+        include_usage=bool(isinstance(options, dict) and options.get("include_usage")),
+        file_ids=tuple(_file_ids(parsed["messages"])),
+    )
+
+
+def _file_ids(messages: list[dict[str, Any]]) -> Iterator[str]:
+    for message in messages:
+        content = message.get("content")
+        for part in content if isinstance(content, list) else ():
+            for kind in ("image_url", "video_url"):
+                value = part.get(kind) if isinstance(part, dict) else None
+                url = value.get("url") if isinstance(value, dict) else value
+                if isinstance(url, str) and url.startswith(_UPLOADED):
+                    yield url.removeprefix(_UPLOADED)
 
 
 def _whole(parsed: dict[str, Any], name: str, most: int | None = None) -> int | None:

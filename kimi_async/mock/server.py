@@ -13,7 +13,8 @@ from uvicorn.server import ServerState
 
 from kimi_async.tokens import TokenCounter
 
-from .gateway import ABORT, Gateway
+from .exchange import ABORT
+from .gateway import Gateway
 from .requests import CountPrompt
 from .settings import MockSettings
 

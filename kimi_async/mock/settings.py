@@ -27,12 +27,15 @@ class MockSettings:
             troubleshooting page can be read.
         latency: mean seconds that an admitted request takes.
         latency_jitter: how far the latency varies around its mean, as a share of it: 0.5 is 50 % to 150 %.
-        tokens_per_second: generation speed, which adds to the latency; None adds nothing.
+        tokens_per_second: generation speed, which adds to the latency; None adds nothing. In a stream, the chunks
+            are spread over that time.
+        tokens_per_chunk: tokens that one chunk of a stream brings.
         network_jitter: a request is counted up to this many seconds after it arrived.
         completion_ratio: median completion length as a share of ``max_tokens``.
         completion_spread: sigma of the log-normal distribution of that length; 0 makes all lengths equal.
         seed: what a request gets depends on this, on its body and on how often that body was admitted.
         faults: what goes wrong, how often.
+        batch_seconds: from the creation of a batch to its completion.
         serve_retired: answer for retired models, which guides and data sets still name; False is Kimi's 404.
         bad_keys: API keys that get a 401.
 
@@ -48,11 +51,13 @@ class MockSettings:
     latency: float = 0.3
     latency_jitter: float = 0.5
     tokens_per_second: float | None = None
+    tokens_per_chunk: int = 4
     network_jitter: float = 0.0
     completion_ratio: float = 0.3
     completion_spread: float = 0.5
     seed: int = 0
     faults: Faults = field(default_factory=Faults)
+    batch_seconds: float = 1.0
     serve_retired: bool = True
     bad_keys: frozenset[str] = field(default=frozenset(), repr=False)
 
@@ -63,6 +68,8 @@ class MockSettings:
             "latency": self.latency >= 0,
             "latency_jitter": 0 <= self.latency_jitter <= 1,
             "tokens_per_second": self.tokens_per_second is None or self.tokens_per_second > 0,
+            "tokens_per_chunk": self.tokens_per_chunk >= 1,
+            "batch_seconds": self.batch_seconds >= 0,
             "network_jitter": self.network_jitter >= 0,
             "completion_ratio": 0 < self.completion_ratio <= 1,
             "completion_spread": self.completion_spread >= 0,
