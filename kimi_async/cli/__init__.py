@@ -1,5 +1,9 @@
-"""The command line. Exit status: 0 all answered, 1 some failed, 2 usage, 3 stopped early, 130 interrupted."""
+"""The command line.
 
+Exit status: 0 all answered, 1 some failed, 2 usage, 3 stopped early, 130 interrupted, 141 nobody reads the output.
+"""
+
+import os
 import sys
 
 from cyclopts import App, CycloptsError
@@ -8,10 +12,10 @@ from rich.console import Console
 from kimi_async.errors import ConfigurationError
 
 from .batch import batch
+from .chat import chat
+from .count import count
 from .mock import mock
-from .options import STDIN
-
-USAGE = 2
+from .options import CLOSED_PIPE, INTERRUPTED, STDIN, USAGE
 
 app = App(
     name="kimi-async",
@@ -20,6 +24,8 @@ app = App(
     error_formatter=lambda error: f"kimi-async: {error}",
 )
 app.command(batch)
+app.command(chat)
+app.command(count)
 app.command(mock)
 
 
@@ -34,6 +40,11 @@ def main(arguments: list[str] | None = None) -> None:
     except ConfigurationError as exc:
         stderr.print(f"kimi-async: {exc}", markup=False, highlight=False)
         status = USAGE
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    except BrokenPipeError:
+        status = CLOSED_PIPE
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
     except OSError as exc:
         what = f"{exc.filename}: {exc.strerror}" if exc.filename else exc
         stderr.print(f"kimi-async: {what}", markup=False, highlight=False)

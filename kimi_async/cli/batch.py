@@ -2,12 +2,9 @@
 
 import asyncio
 import contextlib
-import shutil
 import signal
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -18,14 +15,10 @@ from kimi_async.batch import BatchRun, Defaults, OutputFile, survey
 from kimi_async.client import AsyncKimi
 from kimi_async.errors import AuthenticationError, ConfigurationError
 from kimi_async.events import Event, Refused, Retrying
-from kimi_async.ledger import open_ledger
-from kimi_async.mock import MockSettings, spawn
-from kimi_async.pace import PaceMode
 
-from .options import STDIN, LimitOptions
+from .gateway import GatewayOptions
+from .options import ANSWERED, FAILED, INTERRUPTED, STOPPED, USAGE, LimitOptions, on_disk
 from .progress import Progress, summary
-
-ANSWERED, FAILED, USAGE, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def batch(
@@ -38,10 +31,7 @@ def batch(
     system: str | None = None,
     temperature: float | None = None,
     limits: LimitOptions = LimitOptions(),  # noqa: B008 - frozen
-    base_url: str | None = None,
-    ledger: str = "memory:",
-    pace: PaceMode = "smooth",
-    mock: Annotated[bool, Parameter(negative="")] = False,
+    gateway: GatewayOptions = GatewayOptions(),  # noqa: B008 - frozen
     quiet: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Answer a file of prompts.
@@ -58,40 +48,26 @@ def batch(
         system: A system message for lines that have none.
         temperature: For lines that set none.
         limits: What the account may do.
-        base_url: Instead of MOONSHOT_BASE_URL or https://api.moonshot.cn/v1.
-        ledger: Where the account's requests are recorded.
-        pace: "even" spaces requests at minute / rpm, for a gateway that refuses bursts.
-        mock: Ask a mock gateway with the same limits, started for this run. No key, no cost.
+        gateway: Where requests go.
         quiet: No progress and no summary.
     """
     defaults = Defaults(model=model, max_tokens=max_tokens, temperature=temperature, system=system)
     rate_limits = limits.rate_limits()
-    with _on_disk(input) as source:
+    with on_disk(input) as source:
         if output.exists() and output.samefile(source):
             raise ConfigurationError(f"INPUT and OUTPUT are both {output}; answers need a file of their own")
         names = survey(source)
-        with contextlib.ExitStack() as stack:
-            if mock:
-                base_url = stack.enter_context(spawn(MockSettings(limits=rate_limits)))
 
-            async def run() -> int:
-                watcher = _Watcher()
-                kimi = AsyncKimi(
-                    api_key="mock" if mock else None,
-                    base_url=base_url,
-                    limits=rate_limits,
-                    ledger=await open_ledger(ledger),
-                    pace=pace,
-                    on_event=watcher.on_event,
-                )
+        async def run() -> int:
+            watcher = _Watcher()
+            async with gateway.client(rate_limits, on_event=watcher.on_event) as kimi:
                 with OutputFile(output) as answers:
                     total = len(names - answers.answered)
                     names.clear()
-                    async with kimi:
-                        work = BatchRun(kimi, source, answers, defaults=defaults)
-                        return await _watched(work, kimi, watcher, Progress(work, kimi, total), quiet=quiet)
+                    work = BatchRun(kimi, source, answers, defaults=defaults)
+                    return await _watched(work, kimi, watcher, Progress(work, kimi, total), quiet=quiet)
 
-            return asyncio.run(run())
+        return asyncio.run(run())
 
 
 async def _watched(work: BatchRun, kimi: AsyncKimi, watcher: "_Watcher", progress: Progress, *, quiet: bool) -> int:
@@ -172,16 +148,3 @@ class _Interrupts:
             print("kimi-async: finishing what is in flight; Ctrl-C again stops at once", file=sys.stderr)
         elif self._task is not None:
             self._task.cancel()
-
-
-@contextlib.contextmanager
-def _on_disk(name: str) -> Iterator[Path]:
-    """The input as a file that can be read twice; standard input is copied to one."""
-    if name != STDIN:
-        yield Path(name)
-        return
-    with tempfile.TemporaryDirectory() as directory:
-        copy = Path(directory, "stdin")
-        with copy.open("wb") as file:
-            shutil.copyfileobj(sys.stdin.buffer, file)
-        yield copy

@@ -1,6 +1,13 @@
-"""Options that several commands share."""
+"""Options, input and exit statuses that several commands share."""
 
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from cyclopts import Group, Parameter
@@ -9,6 +16,14 @@ from kimi_async.limits import RateLimits
 
 STDIN = "standard input"
 """What ``-`` becomes before cyclopts sees it, which takes a lone hyphen for an option."""
+
+ANSWERED, FAILED, USAGE, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
+
+CLOSED_PIPE = 141
+"""What a shell reports of a program that went on writing to one: 128 and SIGPIPE."""
+
+DEFAULT_MODEL = "kimi-k2.6"
+"""The cheapest live model of general use, November 2026."""
 
 LIMITS = Group("Limits of the account")
 
@@ -49,3 +64,21 @@ def _named(name: LimitsName | None) -> RateLimits:
     if name is None:
         return RateLimits()
     return RateLimits.guide() if name == "guide" else RateLimits.tier(int(name.removeprefix("tier")))
+
+
+def default_model() -> str:
+    """The model where none is named: ``KIMI_MODEL`` of the environment, else `DEFAULT_MODEL`."""
+    return os.environ.get("KIMI_MODEL") or DEFAULT_MODEL
+
+
+@contextlib.contextmanager
+def on_disk(name: str) -> Iterator[Path]:
+    """An input as a file that can be read twice; standard input is copied to one."""
+    if name != STDIN:
+        yield Path(name)
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        copy = Path(directory, "stdin")
+        with copy.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield copy

@@ -1,0 +1,66 @@
+"""The gateway that a command talks to, and the client for it."""
+
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import httpx
+from cyclopts import Parameter
+
+from kimi_async.client import AsyncKimi
+from kimi_async.events import EventHook
+from kimi_async.ledger import open_ledger
+from kimi_async.limits import RateLimits
+from kimi_async.mock import MockSettings, spawn
+from kimi_async.models import Currency
+from kimi_async.pace import PaceMode
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class GatewayOptions:
+    """Where requests go, and where they are recorded."""
+
+    base_url: str | None = None
+    """Instead of MOONSHOT_BASE_URL or https://api.moonshot.cn/v1."""
+    ledger: str = "memory:"
+    """Where the account's requests are recorded."""
+    pace: PaceMode = "smooth"
+    """"even" spaces requests at minute / rpm, for a gateway that refuses bursts."""
+    mock: Annotated[bool, Parameter(negative="")] = False
+    """Ask a mock gateway with the same limits, started for this run. No key, no cost."""
+
+    @asynccontextmanager
+    async def client(
+        self,
+        limits: RateLimits,
+        *,
+        on_event: EventHook,
+        mock: MockSettings = MockSettings(),  # noqa: B008 - frozen
+    ) -> AsyncIterator[AsyncKimi]:
+        """A client, ready; with ``--mock`` that of a mock gateway, whose settings take the same limits.
+
+        Raises:
+            ConfigurationError: what `AsyncKimi` and `open_ledger` raise.
+        """
+        with ExitStack() as stack:
+            base_url = stack.enter_context(spawn(replace(mock, limits=limits))) if self.mock else self.base_url
+            kimi = AsyncKimi(
+                api_key="mock" if self.mock else None,
+                base_url=base_url,
+                limits=limits,
+                ledger=await open_ledger(self.ledger),
+                pace=self.pace,
+                on_event=on_event,
+            )
+            async with kimi:
+                yield kimi
+
+
+def currency_of(base_url: str) -> Currency:
+    """What the account behind a base URL is billed in."""
+    return "CNY" if httpx.URL(base_url).host.endswith(".cn") else "USD"
+
+
+SIGNS: dict[Currency, str] = {"CNY": "¥", "USD": "$"}
