@@ -1,4 +1,4 @@
-"""The command: ``python -m benchmarks makespan|overhead|limiter|all``."""
+"""The command: ``python -m benchmarks makespan|overhead|streaming|limiter|all``."""
 
 from cyclopts import App
 
@@ -7,6 +7,7 @@ from kimi_async.mock import Policy
 from . import limiter as limiter_scenario
 from . import makespan as makespan_scenario
 from . import overhead as overhead_scenario
+from . import streaming as streaming_scenario
 
 app = App(name="python -m benchmarks", help="Measure kimi_async beside what people use instead.", version_flags=[])
 
@@ -34,6 +35,16 @@ def overhead(*, rounds: int = 3) -> None:
 
 
 @app.command
+def streaming(*, rounds: int = 5) -> None:
+    """What a chunk of a streamed answer costs the client's processor.
+
+    Args:
+        rounds: how often each contender is measured.
+    """
+    streaming_scenario.run(rounds=rounds).publish()
+
+
+@app.command
 def limiter(*, rounds: int = 60, waiters: int = 100_000, seed: int = 1) -> None:
     """What an admission costs, and what many waiters cost.
 
@@ -47,9 +58,10 @@ def limiter(*, rounds: int = 60, waiters: int = 100_000, seed: int = 1) -> None:
 
 @app.command(name="all")
 def everything() -> None:
-    """All scenarios, in about seven minutes."""
+    """All scenarios, in about nine minutes."""
     limiter()
     overhead()
+    streaming()
     makespan()
 
 

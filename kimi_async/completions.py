@@ -185,6 +185,8 @@ class Completions:
     ) -> ChatCompletionStream:
         """The same, streamed."""
         ready, cost = await self._ready({**body, "stream": True}, extra_body)
+        if not ready.get("stream"):
+            raise ConfigurationError("extra_body says stream=false: leave it out, or call create without stream")
         opened = partial(open_stream, on_usage=partial(self._learn, ready, cost))
         return await self._exchange.send(self._call(ready, cost, timeout, max_wait), opened)
 

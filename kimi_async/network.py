@@ -97,10 +97,16 @@ class _Connection(asyncio.Protocol):
         _wake(self._writer)
 
     async def something(self, timeout: float | None) -> None:
-        """Wait until there is something to read, or the end."""
-        self._reader = asyncio.get_running_loop().create_future()
-        async with asyncio.timeout(timeout):
+        """Wait until there is something to read, or the end; raises TimeoutError."""
+        loop = asyncio.get_running_loop()
+        self._reader = loop.create_future()
+        # A timer alone: ``asyncio.timeout`` costs as much as all the rest of reading a chunk of a stream.
+        timer = None if timeout is None else loop.call_later(timeout, _expire, self._reader)
+        try:
             await self._reader
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     async def room(self, timeout: float | None) -> None:
         """Wait until all that was written has gone out."""
@@ -188,6 +194,11 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _expire(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_exception(TimeoutError())
 
 
 def _wake(waiter: asyncio.Future[None] | None) -> None:

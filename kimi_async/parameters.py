@@ -242,7 +242,7 @@ def _while_thinking(body: Mapping[str, object], model: Model) -> Iterator[str]:
         if message.get("tool_calls") and message.get("reasoning_content") is None:
             yield (
                 f"tool_calls without reasoning_content: {model.name} wants both back, while it thinks; "
-                "append the assistant's message just as it came, or with reasoning_content=\"\" if it had none"
+                'append the assistant\'s message just as it came, or with reasoning_content="" if it had none'
             )
 
 

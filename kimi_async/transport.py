@@ -6,7 +6,6 @@ Every attempt passes here, retries included, whoever makes it: ``AsyncKimi``, or
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Self
 
 import httpx
@@ -65,11 +64,14 @@ class RateLimitTransport(httpx.AsyncBaseTransport):
         self.limiter = limiter
         self.counter = counter or TokenCounter()
         self._inner = inner or ConnectionStack()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._hung_up: dict[Reservation, bool] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Wait for room, send, and give the slot back when the answer has been read or closed."""
         if request.method != "POST" or not request.url.path.endswith("/chat/completions"):
             return await self._inner.handle_async_request(request)
+        self._enter_loop()
         cost = request.extensions.get(COST)
         if cost is None:
             request, cost = await self._priced(request)
@@ -86,9 +88,9 @@ class RateLimitTransport(httpx.AsyncBaseTransport):
             reservation = await self.limiter.acquire(cost, max_wait=left, place=place)
             response = await self._send(request, reservation, trace)
             if response.status_code != 429:
-                _end_with(response, reservation)
+                self._end_with(response, reservation)
                 return response
-            refusal = refusal_of(response.headers, await _read(response, reservation))
+            refusal = refusal_of(response.headers, await self._read(response, reservation))
             if refusal.budget is None:
                 reservation.end()
                 return response
@@ -104,8 +106,50 @@ class RateLimitTransport(httpx.AsyncBaseTransport):
         try:
             return await self._inner.handle_async_request(request)
         except BaseException as exc:
-            departure.failed(exc)
+            if departure.unsent(exc):
+                reservation.cancel()
+            elif isinstance(exc, _HUNG_UP):
+                self._hang_up(reservation)
+            else:
+                reservation.end(answered=False)
             raise
+
+    def _end_with(self, response: httpx.Response, reservation: Reservation) -> None:
+        if response.is_closed:  # a transport that has read the answer itself, such as httpx.MockTransport
+            reservation.end()
+            return
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        response.stream = ClosingStream(
+            response.stream, lambda ended: reservation.end() if ended else self._hang_up(reservation, answered=True)
+        )
+
+    async def _read(self, response: httpx.Response, reservation: Reservation) -> bytes:
+        try:
+            return await response.aread()
+        except BaseException:
+            self._hang_up(reservation)
+            await response.aclose()
+            raise
+
+    def _hang_up(self, reservation: Reservation, *, answered: bool = False) -> None:
+        """End it when the gateway can have noticed."""
+        if reservation.state == "pending":
+            reservation.sent()
+        self._hung_up[reservation] = answered
+        asyncio.get_running_loop().call_later(HANG_UP, self._noticed, reservation)
+
+    def _noticed(self, reservation: Reservation) -> None:
+        answered = self._hung_up.pop(reservation, None)
+        if answered is not None:
+            reservation.end(answered=answered)
+
+    def _enter_loop(self) -> None:
+        """Timers of a loop that has ended never fire."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._loop = loop
+            for reservation in tuple(self._hung_up):
+                self._noticed(reservation)
 
     async def _priced(self, request: httpx.Request) -> tuple[httpx.Request, Cost]:
         """What a foreign client's request costs, and the request with its ``max_tokens`` explicit."""
@@ -131,6 +175,8 @@ class RateLimitTransport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close the inner transport."""
         await self._inner.aclose()
+        for reservation in tuple(self._hung_up):
+            self._noticed(reservation)
 
 
 class _Departure:
@@ -160,37 +206,7 @@ class _Departure:
         if self._next is not None:
             await self._next(event, info)
 
-    def failed(self, exc: BaseException) -> None:
-        """Give everything back if the request certainly never left; else it counts as sent."""
-        unsent = not self._began and (self._connecting or isinstance(exc, _NEVER_SENT))
-        if unsent and self._reservation.state == "pending":
-            self._reservation.cancel()
-        elif isinstance(exc, _HUNG_UP):
-            _hang_up(self._reservation)
-        else:
-            self._reservation.end(answered=False)
-
-
-def _end_with(response: httpx.Response, reservation: Reservation) -> None:
-    if response.is_closed:  # a transport that has read the answer itself, such as httpx.MockTransport
-        reservation.end()
-        return
-    assert isinstance(response.stream, httpx.AsyncByteStream)
-    response.stream = ClosingStream(
-        response.stream, lambda ended: reservation.end() if ended else _hang_up(reservation, answered=True)
-    )
-
-
-def _hang_up(reservation: Reservation, *, answered: bool = False) -> None:
-    if reservation.state == "pending":
-        reservation.sent()
-    asyncio.get_running_loop().call_later(HANG_UP, partial(reservation.end, answered=answered))
-
-
-async def _read(response: httpx.Response, reservation: Reservation) -> bytes:
-    try:
-        return await response.aread()
-    except BaseException:
-        _hang_up(reservation)
-        await response.aclose()
-        raise
+    def unsent(self, exc: BaseException) -> bool:
+        """Whether the request certainly never left, given what became of it."""
+        left = self._began or not (self._connecting or isinstance(exc, _NEVER_SENT))
+        return not left and self._reservation.state == "pending"

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from kimi_async import exchange
+from kimi_async.completions import whole
 from kimi_async.errors import (
     APIConnectionError,
     APITimeoutError,
@@ -24,11 +25,11 @@ from kimi_async.errors import (
     WaitTooLong,
 )
 from kimi_async.events import Retrying, log_event
-from kimi_async.exchange import TIMEOUT, Exchange, timeouts
+from kimi_async.exchange import TIMEOUT, Call, Exchange, timeouts
 from kimi_async.limiter import RateLimiter
 from kimi_async.limits import Cost, RateLimits
 from kimi_async.responses import EXCERPT
-from kimi_async.transport import RateLimitTransport
+from kimi_async.transport import COST, RateLimitTransport
 
 from .scripted import NO_BALANCE, OVERLOADED, Body, Scripted, Step, answer, error, everything_in, refused
 
@@ -46,14 +47,28 @@ def scripted(*steps, key=KEY, max_attempts=8, events=None, limits=None):
     inner = Scripted(*steps)
     hook = (lambda event: None) if events is None else events.append
     transport = inner if limits is None else RateLimitTransport(RateLimiter(limits, on_event=hook), inner)
-    url = "http://kimi.test/v1/chat/completions"
-    made = Exchange(transport, url=url, api_key=key, timeout=TIMEOUT, max_attempts=max_attempts, on_event=hook)
+    made = Exchange(
+        transport,
+        base_url="http://kimi.test/v1",
+        api_key=key,
+        timeout=TIMEOUT,
+        max_attempts=max_attempts,
+        on_event=hook,
+    )
     return made, inner
 
 
 async def complete(made, *, timeout=None, max_wait=None):
     """Send the request."""
-    return await made.complete(b'{"x": 1}', cost=Cost(10), model="kimi-k2.6", timeout=timeout, max_wait=max_wait)
+    call = Call(
+        path="/chat/completions",
+        content=b'{"x": 1}',
+        cost=Cost(10),
+        model="kimi-k2.6",
+        timeout=timeout,
+        max_wait=max_wait,
+    )
+    return await made.send(call, whole)
 
 
 @pytest.fixture
@@ -84,10 +99,35 @@ async def test_what_is_sent():
         "host": "kimi.test",
         "authorization": f"Bearer {KEY}",
         "content-type": "application/json",
-        "accept": "application/json",
+        "accept": "*/*",
         "user-agent": "kimi-async",
         "content-length": "8",
     }
+
+
+@pytest.mark.parametrize(
+    ("call", "method", "url", "content_type"),
+    [
+        (Call(method="GET", path="/files", params={"purpose": "file-extract"}), "GET", "?purpose=file-extract", None),
+        (Call(method="DELETE", path="/files"), "DELETE", "", None),
+        (
+            Call(path="/files", content=b"--x", content_type="multipart/form-data; boundary=x"),
+            "POST",
+            "",
+            "boundary=x",
+        ),
+    ],
+)
+async def test_other_endpoints_are_asked_the_same_way(call, method, url, content_type):
+    """With the key; what is no chat request has its own query and content, and no cost."""
+    made, inner = scripted(answer())
+    await made.send(call, whole)
+    (request,) = inner.requests
+    assert (request.method, str(request.url)) == (method, f"http://kimi.test/v1/files{url}")
+    assert (request.content, request.extensions[COST]) == (call.content, None)
+    assert request.headers["authorization"] == f"Bearer {KEY}"
+    assert (content_type or "application/json") in request.headers["content-type"]
+    assert len(request.headers.get_list("content-type")) == 1
 
 
 @pytest.mark.parametrize(

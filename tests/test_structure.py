@@ -138,7 +138,18 @@ def test_every_module_says_what_it_is_for(file):
 
 def test_importing_the_package_loads_nothing_heavy():
     """Tokenizers, servers and the command line's libraries come when they are used."""
-    heavy = {"tiktoken", "splintr", "rich", "uvicorn", "cyclopts", "redis", "aiosqlite", "openai", "httpx2", "matplotlib"}
+    heavy = {
+        "tiktoken",
+        "splintr",
+        "rich",
+        "uvicorn",
+        "cyclopts",
+        "redis",
+        "aiosqlite",
+        "openai",
+        "httpx2",
+        "matplotlib",
+    }
     heavy |= {"prompt_toolkit", "markdown_it", "docstring_parser"}
     # httpx loads rich for its own command line, where it finds it; what it loads is not ours.
     program = "import sys, httpx; had = set(sys.modules); import kimi_async; print(*set(sys.modules) - had)"

@@ -280,6 +280,32 @@ async def test_an_answer_that_is_closed_unread_was_hung_up_on():
     assert inner.written == pytest.approx([0, HANG_UP], abs=1e-4)
 
 
+async def test_closing_the_transport_waits_for_no_gateway():
+    """Whoever leaves the block has all slots back."""
+    limiter, _inner, transport = limited(COUNTED, Step(content=Body(b"{", b"}", seconds=3)))
+    async with transport:
+        response = await transport.handle_async_request(a_request())
+        await response.aclose()
+        assert taken(limiter) == (1, 1, 10)
+    assert taken(limiter) == (0, 1, 10)
+    await asyncio.sleep(HANG_UP)
+    assert taken(limiter) == (0, 1, 10)
+
+
+def test_a_loop_that_ends_after_a_hang_up_takes_no_slot_with_it():
+    """The timer of the first loop never fires; the second one finds the slot free."""
+    limiter, _inner, transport = limited(
+        RateLimits(concurrency=1), Step(content=Body(b"{", b"}", seconds=3)), answer()
+    )
+
+    async def leave():
+        await (await transport.handle_async_request(a_request())).aclose()
+
+    run_virtual(leave())
+    run_virtual(send(transport))
+    assert limiter.usage().requests_sent == 2
+
+
 PHASES = ("connect", "write", "think")
 ATTEMPTS = st.tuples(
     st.fixed_dictionaries(dict.fromkeys(PHASES, st.floats(0.01, 5))),
