@@ -11,7 +11,7 @@ from typing import Literal, Self
 import httpx
 from httpx_sse import EventSource, ServerSentEvent
 
-from .assembly import assembled, usage_of
+from .assembly import Assembly, usage_of
 from .chat import ChatCompletion, ChatCompletionChunk, CompletionUsage
 from .errors import APIStatusError, InvalidResponseError, StreamBroken
 from .exchange import as_wire, body_of, described
@@ -49,7 +49,7 @@ async def open_stream(
         InvalidResponseError: the answer is no stream, or not one of chunks.
         APIStatusError: the first event is an error.
     """
-    if "text/event-stream" not in response.headers.get("content-type", ""):
+    if "text/event-stream" not in response.headers.get("content-type", "").lower():
         text = (await body_of(response)).decode(errors="replace")
         raise InvalidResponseError(f"asked for a stream, got {text[:80]!r}", body=text[:EXCERPT])
     chunks = _chunks(response)
@@ -78,6 +78,7 @@ class ChatCompletionStream:
         self.request_id = request_id
         self._position = 0
         self._arrivals = arrivals
+        self._assembly = Assembly()
         loop = asyncio.get_running_loop()
         self._reading = loop.create_task(self._arrivals.read())
         weakref.finalize(self, _drop, loop, self._arrivals, self._reading).atexit = False
@@ -90,7 +91,9 @@ class ChatCompletionStream:
     @property
     def completion(self) -> ChatCompletion:
         """What has arrived so far, put together."""
-        return assembled(self._arrivals.chunks, self.request_id)
+        for chunk in self._arrivals.chunks[self._assembly.chunks :]:
+            self._assembly.add(chunk)
+        return self._assembly.whole(self.request_id)
 
     @property
     def exhausted(self) -> bool:
@@ -133,6 +136,8 @@ class ChatCompletionStream:
         _hang_up(self._arrivals, self._reading)
         await asyncio.wait([self._reading])
         await self._arrivals.abandon()  # for a task that was cancelled before it began
+
+    close = aclose  # the openai SDK's name
 
 
 class TextStream:
