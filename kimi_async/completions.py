@@ -171,7 +171,7 @@ class Completions:
         """Send a request as a dict, as on the wire; ``model`` and ``max_tokens`` are made explicit."""
         ready, cost = await self._ready(body, extra_body)
         if ready.get("stream"):
-            raise ConfigurationError("stream=true: send reads whole answers; call create(stream=True)")
+            raise ConfigurationError("stream=true: this call reads whole answers; pass stream=True to create instead")
         completion = await self._exchange.send(self._call(ready, cost, timeout, max_wait), whole)
         if completion.usage is not None:
             self._learn(ready, cost, completion.usage)
@@ -239,6 +239,8 @@ def _body(
 ) -> dict[str, object]:
     if isinstance(messages, str):
         raise ConfigurationError("messages is a list of messages; for a single prompt use kimi.ask(prompt)")
+    if any(callable(tool) for tool in _items(options.get("tools"))):
+        raise ConfigurationError(f"{function}: tools holds a Python function; kimi.run_tools runs those")
     if _is_model(options.get("response_format")):
         raise ConfigurationError(f"{function}: response_format is a dict; for a pydantic model use parse")
     return request_body({"model": model, "messages": list(messages)}, options, function=function)
@@ -269,8 +271,12 @@ def _parsed(completion: ChatCompletion, response_format: type[Format]) -> Format
         return response_format.model_validate_json(text)
     except ValidationError as exc:
         problems = [": ".join((*map(str, error["loc"]), error["msg"])) for error in exc.errors()]
-        what = f"the answer is no {response_format.__name__}: {'; '.join(problems)}"
+        what = f"the answer does not fit {response_format.__name__}: {'; '.join(problems)}"
         raise InvalidResponseError(what, body=text[:EXCERPT]) from exc
+
+
+def _items(value: object) -> Sequence[object]:
+    return value if isinstance(value, list | tuple) else ()
 
 
 def _is_model(value: object) -> bool:

@@ -1,6 +1,7 @@
 """A conversation with the model: what was said, turn by turn, and as much of it as fits sent along."""
 
 import asyncio
+import errno
 import math
 import os
 import tempfile
@@ -257,6 +258,8 @@ class Conversation:
             content = _Saved(version=1, system=self.system, model=self.model, turns=turns).model_dump_json(indent=1)
         except ValueError as exc:  # PydanticSerializationError is one
             raise ConfigurationError(f"the conversation cannot be written as JSON: {exc}") from exc
+        if not target.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "there is no such directory", str(target.parent))
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=target.parent, delete=False) as copy:
             try:
                 copy.write(content)

@@ -117,11 +117,10 @@ class ChatCompletionStream:
         if arrivals.state == "complete":
             await asyncio.wait([self._reading])  # until the slot is free
             raise StopAsyncIteration
-        how = "broke off" if arrivals.error else "was hung up on"
-        why = f": {described(arrivals.error)}" if arrivals.error else ""
-        raise StreamBroken(
-            f"the answer {how} after {len(arrivals.chunks)} chunks{why}", partial=self.completion
-        ) from arrivals.error
+        so_far = f"{len(arrivals.chunks)} chunk{'s' * (len(arrivals.chunks) > 1)}"
+        why = f"the answer broke off after {so_far}: {described(arrivals.error)}" if arrivals.error else None
+        closed = f"this stream was closed, or its reader cancelled, after {so_far}; there may have been more"
+        raise StreamBroken(why or closed, partial=self.completion) from arrivals.error
 
     async def __aenter__(self) -> Self:
         return self

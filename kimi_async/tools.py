@@ -7,7 +7,7 @@ from typing import Self
 from pydantic import Field
 
 from .chat import ChatCompletion, MessageInput, ToolCall, plain
-from .errors import ConfigurationError, KimiError, ToolRoundsExceeded
+from .errors import ConfigurationError, InvalidResponseError, KimiError, ToolRoundsExceeded
 from .functions import InvalidArguments, PythonFunction
 
 Tool = Callable[..., object] | Mapping[str, object]
@@ -52,6 +52,8 @@ class Toolbox:
     """
 
     def __init__(self, tools: Sequence[Tool]) -> None:
+        if callable(tools) or isinstance(tools, str | Mapping):
+            raise ConfigurationError(f"tools is a list of functions, not {tools!r}")
         self.declarations: list[dict[str, object]] = []
         self._tools: dict[str, PythonFunction | None] = {}  # None for those that Kimi runs
         for tool in tools:
@@ -124,6 +126,7 @@ async def converse(
         ToolRoundsExceeded: the model called tools once more after ``max_rounds`` turns. Those last calls were not
             run and are not in the error's ``messages``, so that one can go on from there.
         ConfigurationError: ``max_rounds`` below 1.
+        InvalidResponseError: a call was cut off at ``max_tokens``.
         KimiError: whatever ``ask`` raises; its ``messages`` are the conversation so far.
     """
     if max_rounds < 1:
@@ -136,6 +139,10 @@ async def converse(
             exc.messages = conversation  # tools have run, which nobody wants to run again
             raise
         message = completion.choices[0].message
+        if message.tool_calls and completion.choices[0].finish_reason == "length":
+            raise InvalidResponseError(
+                "the model was cut off at max_tokens in the middle of a call; raise it", body=message.content or ""
+            )
         if not message.tool_calls:
             return ToolAnswer.of(completion, [*conversation, plain(message)], rounds)
         if rounds < max_rounds:

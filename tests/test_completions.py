@@ -230,9 +230,9 @@ async def test_an_answer_in_the_form_of_a_model():
     [
         (finished('{"name": "长', "length"), "cut off at max_tokens"),
         (finished('{"name": "Nile", "length_km": 6650}', "length"), "cut off at max_tokens"),
-        (answer('{"name": "Nile"}'), "no River: length_km: Field required"),
+        (answer('{"name": "Nile"}'), "not fit River: length_km: Field required"),
         (answer('{"name": 1, "length_km": "far"}'), "name: .*; length_km: "),
-        (answer("The Nile."), "no River: Invalid JSON"),
+        (answer("The Nile."), "not fit River: Invalid JSON"),
     ],
 )
 async def test_an_answer_that_does_not_fit_is_told_and_not_tried_again(step, words):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kimi_async.chat import ChatCompletion, ToolCall
-from kimi_async.errors import APIConnectionError, ConfigurationError, ToolRoundsExceeded
+from kimi_async.errors import APIConnectionError, ConfigurationError, InvalidResponseError, ToolRoundsExceeded
 from kimi_async.tools import Toolbox, converse, for_round
 from tests.conftest import run_virtual
 
@@ -355,3 +355,26 @@ def test_a_forced_call_is_forced_once(choice):
     assert for_round(fields, [*QUESTION, {"role": "tool", "content": ""}]) == {"model": "m"}
     free = {"model": "m", "tool_choice": "auto"}
     assert for_round(free, [{"role": "tool", "content": ""}]) == free
+
+
+async def test_a_call_that_was_cut_off_is_told():
+    """Another round would be cut off as well."""
+    completion = calling(call("weather", '{"city": "B'))
+    completion.choices[0].finish_reason = "length"
+    with pytest.raises(InvalidResponseError, match="max_tokens"):
+        await converse(Kimi(completion).ask, QUESTION, Toolbox([weather]), 5)
+
+
+async def test_a_tool_that_exits_ends_nothing():
+    """It is told to the model like any failure."""
+
+    def leave() -> str:
+        raise SystemExit(3)
+
+    assert await answers([leave], call("leave")) == ["RuntimeError: the function raised SystemExit"]
+
+
+def test_tools_are_a_list():
+    """Not a function by itself."""
+    with pytest.raises(ConfigurationError, match="list of functions"):
+        Toolbox(weather)
