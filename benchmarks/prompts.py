@@ -5,7 +5,7 @@ from random import Random
 
 from kimi_async import RateLimits, TokenCounter
 
-MODEL = "kimi-k2.6"
+MODEL = "moonshot-v1-8k"
 
 _TOPICS = ("月亮", "潮汐", "茶", "围棋", "长城", "量子", "the moon", "tides", "tea", "Go", "walls", "quanta")
 _SENTENCE = "月光落在潮水上，海面很安静。The moon rose over a calm sea. "
