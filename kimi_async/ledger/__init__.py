@@ -38,8 +38,12 @@ class Ledger(Protocol):
     def unsubscribe(self, on_room: OnRoom) -> None:
         """Call it no longer."""
 
-    def reserve(self, cost: Cost) -> Charge | Denial:
+    def reserve_now(self, cost: Cost) -> Charge | Denial | None:
+        """What ``reserve`` does, where it takes no waiting for others; else None."""
+
+    async def reserve(self, cost: Cost) -> Charge | Denial:
         """Take all four budgets, or none and say what is missing and for how long."""
+        ...
 
     def sent(self, charge: Charge) -> None:
         """The request has been written: from now on it counts in the window."""
@@ -50,8 +54,8 @@ class Ledger(Protocol):
     def cancel(self, charge: Charge) -> None:
         """Give everything back; only before the request was sent."""
 
-    def refuse(self, charge: Charge, refusal: Refusal) -> Lesson:
-        """End a refused reservation and learn from the refusal."""
+    def refuse(self, charge: Charge, refusal: Refusal, learned: Callable[[Lesson], None]) -> None:
+        """End a refused reservation and learn from the refusal; ``learned`` is told what."""
 
     def pause(self, refusal: Refusal) -> float:
         """Close a budget for a while; returns for how long."""
@@ -64,6 +68,9 @@ class Ledger(Protocol):
 
     def usage(self) -> Usage:
         """How much of each budget is taken."""
+
+    async def aclose(self) -> None:
+        """Let go of what it holds open; the books stay where they are."""
 
 
 async def open_ledger(url: str) -> Ledger:
