@@ -314,20 +314,23 @@ class Budgets:
     def pause(self, now: float, refusal: Refusal) -> float:
         """Close a budget whose refusal our books do not explain; the seconds it stays closed.
 
-        As long as the gateway asks for, doubled while probes are refused, up to the whole window. RPM and TPM widen
-        the guard too.
+        RPM and TPM widen the guard too.
         """
         budget = refusal.budget
         if budget is None:
             return 0.0
-        longest = self._limits.minute + self.guard
-        seconds = min((refusal.retry_after or self._limits.minute / 60) * 2.0**self._streak, longest)
+        seconds = self.pause_length(refusal)
         self._pauses[budget] = now + seconds
         self._streak += 1
         if budget in {"rpm", "tpm"}:
             self._set_guard(min(2 * self.guard, MAX_GUARD * self._limits.minute))
             self._quiet_at = now + self._limits.minute
         return seconds
+
+    def pause_length(self, refusal: Refusal) -> float:
+        """As long as the gateway asks for, doubled while probes are refused, up to the whole window."""
+        asked = refusal.retry_after or self._limits.minute / 60
+        return min(asked * 2.0**self._streak, self._limits.minute + self.guard)
 
     def _relax_guard(self, now: float) -> None:
         """Halve a widened guard after each minute without an unexplained refusal."""

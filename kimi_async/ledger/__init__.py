@@ -5,7 +5,10 @@ none, in one step. Everything that a limiter asks of it is on this screen.
 """
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Protocol
+
+import platformdirs
 
 from kimi_async.budgets import Charge, Denial, Lesson
 from kimi_async.errors import ConfigurationError
@@ -73,23 +76,31 @@ class Ledger(Protocol):
         """Let go of what it holds open; the books stay where they are."""
 
 
-async def open_ledger(url: str) -> Ledger:
+async def open_ledger(url: str, *, account: str = "default") -> Ledger:
     """Open the ledger that a URL names.
 
     Args:
-        url: ``"memory:"``, the books of this process, forgotten when it ends.
+        url: ``"memory:"``, the books of this process, forgotten when it ends; ``"sqlite:///path"``, a file that the
+            processes of one machine share; ``"sqlite:"``, the user's own such file.
+        account: whose books in it. Limits belong to an account, whatever keys it has.
 
     Raises:
         ConfigurationError: no such kind of ledger.
     """
-    from .memory import MemoryLedger  # noqa: PLC0415 - it imports this module
-
-    kinds: dict[str, Callable[[], Ledger]] = {"memory": MemoryLedger}
     scheme, colon, rest = url.partition(":")
-    if scheme not in kinds or not colon or rest:
-        known = ", ".join(f"{kind}:" for kind in kinds)
-        raise ConfigurationError(f"no ledger is called {_without_password(url)!r}; there is {known}")
-    return kinds[scheme]()
+    if scheme == "memory" and colon and not rest:
+        from .memory import MemoryLedger  # noqa: PLC0415 - it imports this module
+
+        return MemoryLedger()
+    if scheme == "sqlite" and colon and (not rest or rest.startswith("///")):
+        from .shared import SharedLedger  # noqa: PLC0415 - likewise
+        from .sqlite import SQLiteJournal  # noqa: PLC0415 - likewise
+
+        path = Path(rest.removeprefix("//")) if rest else platformdirs.user_state_path("kimi_async") / "ledger.sqlite3"
+        return SharedLedger(SQLiteJournal(path, account))
+    raise ConfigurationError(
+        f"no ledger is called {_without_password(url)!r}; there is memory:, sqlite:///path, sqlite:"
+    )
 
 
 def _without_password(url: str) -> str:

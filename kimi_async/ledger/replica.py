@@ -1,12 +1,12 @@
 """An account's books as a function of its journal: every process that reads the same entries has the same books.
 
-A shared ledger keeps no sums and decides nothing. It keeps a journal, in one order for all, and each process replays it
-with the very `Budgets` that a single process uses, so the rule of admission and its proof are the same. A decision to
-let a request in is an entry like any other; it is made by a process that has read all entries before it.
+A shared ledger keeps no sums and decides nothing. It keeps a journal, in one order for all, and each process replays
+it with the very `Budgets` that a single process uses, so the rule of admission and its proof are the same. A decision
+to let a request in is an entry like any other; it is made by a process that has read all entries before it.
 
 Between processes the heads of their lines take turns: a process whose request must wait joins the account's line, and
-only the first in that line is let in. Admitted, it leaves the line, and joins again at the end for its next request. So
-nobody is more than one request ahead of another who waits.
+only the first in that line is let in. Admitted, it leaves the line, and joins again at the end for its next request.
+So nobody is more than one request ahead of another who waits.
 
 Pure arithmetic: times are arguments, in seconds of the journal's clock.
 """
@@ -23,7 +23,8 @@ LEASE = 30.0
 """Seconds after which a process that gave no sign of life has died: its slots come back, its tokens stay charged."""
 
 PATIENCE = 3.0
-"""Seconds after which a process that stands in line and gave no sign of life is passed over: each looks every second."""
+"""Seconds after which a process that stands in line and gave no sign of life is passed over; each gives one every
+``TURN``."""
 
 TURN = 1.0
 """Seconds between two looks of a process whose turn has not come, if no other process wakes it before."""
@@ -121,25 +122,27 @@ class Replica:
         if process is None:
             return None  # it was taken for dead, and its reservations have ended
         process.seen = entry.at
+        if entry.operation in {"sent", "end", "cancel", "refuse"}:
+            return self._settle(entry, process)
+        if entry.operation == "reserve":
+            process.charges[entry.id] = self.books.take(int(str(entry.detail["tokens"])))
+        elif entry.operation == "pause":
+            self.books.pause(entry.at, _refusal(entry.detail))
+        self._move_line(entry)
+        return None
+
+    def _move_line(self, entry: Entry) -> None:
         match entry.operation:
+            case "wait":
+                self.line.setdefault(entry.process)
+            case "leave" | "reserve":
+                self.line.pop(entry.process, None)
+            case "pass":
+                self.line.pop(str(entry.detail["process"]), None)
             case "part":
                 self._remove(entry.process, entry.at)
             case "dead":
                 self._remove(str(entry.detail["process"]), entry.at)
-            case "wait":
-                self.line.setdefault(entry.process)
-            case "leave":
-                self.line.pop(entry.process, None)
-            case "pass":
-                self.line.pop(str(entry.detail["process"]), None)
-            case "reserve":
-                self.line.pop(entry.process, None)
-                process.charges[entry.id] = self.books.take(int(str(entry.detail["tokens"])))
-            case "pause":
-                self.books.pause(entry.at, _refusal(entry.detail))
-            case "sent" | "end" | "cancel" | "refuse":
-                return self._settle(entry, process)
-        return None
 
     def _settle(self, entry: Entry, process: Process) -> Lesson | None:
         number = int(str(entry.detail["charge"]))

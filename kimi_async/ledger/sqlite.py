@@ -1,0 +1,228 @@
+"""A journal in a SQLite file, for the processes of one machine.
+
+One transaction an entry, or a few of them, in a thread of its own. Processes wake each other with datagrams on
+loopback, which may be lost: then they look again after a second.
+"""
+
+import asyncio
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from kimi_async.errors import ConfigurationError, LedgerUnavailable
+
+from .journal import TIGHTENING, Line, Read
+from .replica import Entry
+from .snapshot import State
+
+Result = TypeVar("Result")
+
+APPLICATION_ID = 0x4B696D69
+"""``Kimi`` in the file's header: what tells our files from others (https://www.sqlite.org/fileformat.html)."""
+
+SCHEMA_VERSION = 1
+
+BUSY = 10.0
+"""Seconds that a transaction waits for those of other processes, which take a tenth of a millisecond each."""
+
+_SCHEMA = """
+CREATE TABLE account (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, last INTEGER NOT NULL DEFAULT 0,
+                      at REAL NOT NULL DEFAULT 0, tight INTEGER NOT NULL DEFAULT 0, pruned INTEGER NOT NULL DEFAULT 0,
+                      snapshot TEXT);
+CREATE TABLE journal (account INTEGER NOT NULL, id INTEGER NOT NULL, at REAL NOT NULL, process TEXT NOT NULL,
+                      operation TEXT NOT NULL, detail TEXT NOT NULL, PRIMARY KEY (account, id)) WITHOUT ROWID;
+"""
+
+
+class SQLiteJournal:
+    """The journal of one account in a file.
+
+    Args:
+        path: created if need be, for its owner alone.
+        account: its name in the file.
+
+    Raises:
+        ConfigurationError: the file is no ledger, or one of another version.
+        LedgerUnavailable: it cannot be opened.
+    """
+
+    def __init__(self, path: Path, account: str) -> None:
+        self._path = path
+        self._account = account
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kimi_async ledger")
+        self._connection: sqlite3.Connection | None = None
+        self._number = 0
+        self._socket: asyncio.DatagramTransport | None = None
+        self._at = 0.0
+
+    def __repr__(self) -> str:
+        return f"<SQLiteJournal {self._path}, account {self._account!r}>"
+
+    def now(self) -> float:
+        """Unix time, which never falls behind an entry that was read."""
+        return max(self._at, time.time())
+
+    async def append(self, last: int, process: str, lines: list[Line], *, unless_tightened: bool) -> Read:
+        """Enter lines, all or none, and read what others entered since."""
+        read = await self._run(lambda: self._append(last, process, lines, unless_tightened=unless_tightened))
+        if read.entries:
+            self._at = max(self._at, read.entries[-1].at)
+        return read
+
+    async def prune(self, state: State) -> None:
+        """Keep the state, and forget entries before the state that was kept before."""
+        await self._run(lambda: self._prune(state))
+
+    async def listen(self, on_wake: Callable[[], None]) -> str:
+        """Receive datagrams on a free port of loopback."""
+
+        class Receiver(asyncio.DatagramProtocol):
+            def datagram_received(self, data: bytes, addr: object) -> None:
+                on_wake()
+
+        loop = asyncio.get_running_loop()
+        self._socket, _ = await loop.create_datagram_endpoint(Receiver, local_addr=("127.0.0.1", 0))
+        return str(self._socket.get_extra_info("sockname")[1])
+
+    def wake(self, address: str) -> None:
+        """Send a datagram."""
+        if self._socket is not None and address.isdecimal():
+            self._socket.sendto(b"!", ("127.0.0.1", int(address)))
+
+    async def aclose(self) -> None:
+        """Close the file and the socket."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if self._connection is not None:
+            await self._run(self._close)
+        self._thread.shutdown(wait=False)
+
+    # -- in the thread ----------------------------------------------------------------------------------------
+
+    async def _run(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._translated, work)
+
+    def _translated(self, work: Callable[[], Result]) -> Result:
+        try:
+            return work()
+        except sqlite3.DatabaseError as exc:
+            if isinstance(exc, sqlite3.OperationalError):
+                raise LedgerUnavailable(f"{self._path}: {exc}") from exc
+            raise ConfigurationError(f"{self._path} is no ledger of kimi_async: {exc}; name another file") from exc
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            connection = sqlite3.connect(self._path, timeout=BUSY, isolation_level=None, check_same_thread=False)
+            try:
+                self._check(connection)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+    def _check(self, connection: sqlite3.Connection) -> None:
+        """Recognize a ledger, or make one of an empty file; any other file is left as it is."""
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if application != APPLICATION_ID and tables:
+            raise ConfigurationError(f"{self._path} is a database of something else; name another file")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        with _immediate(connection):
+            (application,) = connection.execute("PRAGMA application_id").fetchone()
+            if application != APPLICATION_ID:
+                for statement in filter(str.strip, _SCHEMA.split(";")):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version != SCHEMA_VERSION:
+                raise ConfigurationError(f"{self._path} has version {version}, this package writes {SCHEMA_VERSION}")
+            connection.execute("INSERT OR IGNORE INTO account (name) VALUES (?)", (self._account,))
+            query = "SELECT number FROM account WHERE name = ?"
+            (self._number,) = connection.execute(query, (self._account,)).fetchone()
+
+    def _append(self, last: int, process: str, lines: list[Line], *, unless_tightened: bool) -> Read:
+        connection = self._open()
+        with _immediate(connection) if lines else _deferred(connection):
+            query = "SELECT last, at, tight, pruned, snapshot FROM account WHERE number = ?"
+            newest, at, tight, pruned, kept = connection.execute(query, (self._number,)).fetchone()
+            snapshot: State | None = None
+            if last < pruned:
+                snapshot = json.loads(kept)
+                last = snapshot["last"]
+            entries = self._after(connection, last) if newest > last else []
+            if not lines or (unless_tightened and tight > last):
+                return Read(snapshot, entries, appended=False)
+            at = max(at, time.time())
+            own = [Entry(newest + n, at, process, *line) for n, line in enumerate(lines, start=1)]
+            connection.executemany(
+                "INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?)",
+                [(self._number, entry.id, at, process, entry.operation, json.dumps(entry.detail)) for entry in own],
+            )
+            tightened = [entry.id for entry in own if entry.operation in TIGHTENING]
+            connection.execute(
+                "UPDATE account SET last = ?, at = ?, tight = ? WHERE number = ?",
+                (own[-1].id, at, max(tightened, default=tight), self._number),
+            )
+        return Read(snapshot, entries + own, appended=True)
+
+    def _after(self, connection: sqlite3.Connection, last: int) -> list[Entry]:
+        query = "SELECT id, at, process, operation, detail FROM journal WHERE account = ? AND id > ? ORDER BY id"
+        rows = connection.execute(query, (self._number, last)).fetchall()
+        return [Entry(id_, at, process, operation, json.loads(detail)) for id_, at, process, operation, detail in rows]
+
+    def _prune(self, state: State) -> None:
+        connection = self._open()
+        with _immediate(connection):
+            query = "SELECT pruned, snapshot FROM account WHERE number = ?"
+            pruned, kept = connection.execute(query, (self._number,)).fetchone()
+            before = json.loads(kept)["last"] if kept else pruned
+            if state["last"] <= before:
+                return
+            connection.execute(
+                "UPDATE account SET snapshot = ?, pruned = ? WHERE number = ?",
+                (json.dumps(state), before, self._number),
+            )
+            connection.execute("DELETE FROM journal WHERE account = ? AND id <= ?", (self._number, before))
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+@contextmanager
+def _immediate(connection: sqlite3.Connection) -> Iterator[None]:
+    """A transaction that holds the right to write from its beginning."""
+    with _transaction(connection, "BEGIN IMMEDIATE"):
+        yield
+
+
+@contextmanager
+def _deferred(connection: sqlite3.Connection) -> Iterator[None]:
+    """A transaction that sees one state and stops nobody."""
+    with _transaction(connection, "BEGIN"):
+        yield
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
+    connection.execute(begin)
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
