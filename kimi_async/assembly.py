@@ -1,6 +1,6 @@
 """Chunks of a streamed answer, put together to the answer that would have come in one piece."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from .chat import (
     ChatCompletion,
@@ -16,37 +16,54 @@ from .chat import (
 )
 
 
-def assembled(chunks: Iterable[ChatCompletionChunk], request_id: str | None = None) -> ChatCompletion:
-    """A chat completion from its chunks, or from the first of them.
+class Assembly:
+    """The answer so far. Chunks are taken in one by one, so looking at it often is cheap."""
 
-    Its ``usage`` is that of the last chunk, which ``include_usage`` asks for; without it, that of the choices'
-    finish chunks, where the prompt is counted once and what the choices generated is added. The two are never
-    added to each other: Kimi sends both.
+    def __init__(self) -> None:
+        self.chunks = 0
+        self._choices: dict[int, _Choice] = {}
+        self._usage: CompletionUsage | None = None
+        self._first = ChatCompletionChunk()
+        self._fingerprint: str | None = None
 
-    Args:
-        chunks: at least one.
-        request_id: the answer's ``Msh-Request-Id``.
-    """
-    choices: dict[int, _Choice] = {}
-    usage: CompletionUsage | None = None
-    first: ChatCompletionChunk | None = None
-    for chunk in chunks:
-        first = first or chunk
-        usage = chunk.usage or usage
+    def add(self, chunk: ChatCompletionChunk) -> None:
+        """Take in the next chunk."""
+        if not self.chunks:
+            self._first = chunk
+        self.chunks += 1
+        self._usage = chunk.usage or self._usage
+        self._fingerprint = chunk.system_fingerprint or self._fingerprint
         for piece in chunk.choices:
-            choices.setdefault(piece.index, _Choice(piece.index)).add(piece)
-    assert first is not None, "no chunks"
-    whole = [choices[index].whole() for index in sorted(choices)] or [Choice(message=Message())]
-    completion = ChatCompletion(
-        id=first.id,
-        object="chat.completion",
-        created=first.created,
-        model=first.model,
-        choices=whole,
-        usage=usage or _usage_of(whole),
-    )
-    completion._request_id = request_id  # noqa: SLF001 - set once, here
-    return completion
+            self._choices.setdefault(piece.index, _Choice(piece.index)).add(piece)
+
+    def whole(self, request_id: str | None = None) -> ChatCompletion:
+        """A chat completion of the chunks so far.
+
+        Its ``usage`` is that of the last chunk, which ``include_usage`` asks for; without it, that of the choices'
+        finish chunks, where the prompt is counted once and what the choices generated is added. The two are never
+        added to each other: Kimi sends both.
+        """
+        first = self._first
+        choices = [self._choices[index].whole() for index in sorted(self._choices)] or [Choice(message=Message())]
+        completion = ChatCompletion(
+            id=first.id,
+            object="chat.completion",
+            created=first.created,
+            model=first.model,
+            choices=choices,
+            usage=self._usage or _usage_of(choices),
+            system_fingerprint=self._fingerprint,
+        )
+        completion._request_id = request_id  # noqa: SLF001 - set once, here
+        return completion
+
+
+def assembled(chunks: Iterable[ChatCompletionChunk], request_id: str | None = None) -> ChatCompletion:
+    """A chat completion from its chunks, or from the first of them; see ``Assembly.whole``."""
+    assembly = Assembly()
+    for chunk in chunks:
+        assembly.add(chunk)
+    return assembly.whole(request_id)
 
 
 def usage_of(chunks: Sequence[ChatCompletionChunk]) -> CompletionUsage | None:
@@ -79,11 +96,18 @@ class _Choice:
         if delta.reasoning_content is not None:
             self._reasoning.append(delta.reasoning_content)
         for call in delta.tool_calls or ():
-            self._calls.setdefault(call.index, _Call()).add(call)
+            self._call_of(call).add(call)
         self._finish_reason = piece.finish_reason or self._finish_reason
         self._usage = piece.usage or self._usage
-        if piece.model_extra:
-            self._logprobs += _logprobs(piece.model_extra)
+        if piece.logprobs is not None and isinstance(content := piece.logprobs.get("content"), list):
+            self._logprobs += content
+
+    def _call_of(self, piece: ToolCallDelta) -> "_Call":
+        """Without an index an id begins a call, and what has none goes on with the last."""
+        if piece.index is None:
+            index = max(self._calls, default=-1)
+            return self._calls.setdefault(index + 1 if piece.id or index < 0 else index, _Call())
+        return self._calls.setdefault(piece.index, _Call())
 
     def whole(self) -> Choice:
         """Fields that no chunk had stay unset, so that the message goes back to Kimi as it came."""
@@ -94,8 +118,14 @@ class _Choice:
             message.reasoning_content = "".join(self._reasoning)
         if self._calls:
             message.tool_calls = [self._calls[index].whole() for index in sorted(self._calls)]
-        choice = Choice(index=self._index, message=message, finish_reason=self._finish_reason, usage=self._usage)
-        return choice.model_copy(update={"logprobs": {"content": self._logprobs}}) if self._logprobs else choice
+        logprobs: dict[str, object] | None = {"content": self._logprobs} if self._logprobs else None
+        return Choice(
+            index=self._index,
+            message=message,
+            finish_reason=self._finish_reason,
+            usage=self._usage,
+            logprobs=logprobs,
+        )
 
 
 class _Call:
@@ -119,12 +149,6 @@ class _Call:
         return ToolCall(id=self._id, type=self._type, function=function)
 
 
-def _logprobs(extra: Mapping[str, object]) -> list[object]:
-    logprobs = extra.get("logprobs")
-    content = logprobs.get("content") if isinstance(logprobs, Mapping) else None
-    return content if isinstance(content, list) else []
-
-
 def _usage_of(choices: list[Choice]) -> CompletionUsage | None:
     usages = [choice.usage for choice in choices if choice.usage is not None]
     if len(usages) < 2:
@@ -135,5 +159,5 @@ def _usage_of(choices: list[Choice]) -> CompletionUsage | None:
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         total_tokens=prompt_tokens + completion_tokens,
-        cached_tokens=usages[0].cached_tokens,
+        cached_tokens=max((usage.cached_tokens for usage in usages if usage.cached_tokens is not None), default=None),
     )

@@ -1,9 +1,9 @@
 """The wire: what Kimi answers, whole or in chunks, as pydantic models that keep unknown fields."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
 MessageInput = Mapping[str, object] | BaseModel
 """A message of a request: a dict such as ``{"role": "user", "content": "..."}``, or one that Kimi answered."""
@@ -11,6 +11,9 @@ MessageInput = Mapping[str, object] | BaseModel
 
 Text = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
 Number = Annotated[int, BeforeValidator(lambda value: 0 if value is None else value)]
+Item = TypeVar("Item")
+Some = Annotated[list[Item], BeforeValidator(lambda value: [] if value is None else value)]
+Object = BeforeValidator(lambda value: {} if value is None else value)
 """Null counts as absent: an answer that was paid for is not thrown away over a field that nobody needs."""
 
 
@@ -27,21 +30,31 @@ class CompletionUsage(WireModel):
     completion_tokens: Number = 0
     total_tokens: Number = 0
     cached_tokens: int | None = None
+    prompt_tokens_details: dict[str, object] | None = None
+
+    @model_validator(mode="after")
+    def _read_details(self) -> Self:
+        """Newer answers have ``cached_tokens`` only in the details."""
+        if self.cached_tokens is None and self.prompt_tokens_details:
+            cached = self.prompt_tokens_details.get("cached_tokens")
+            if isinstance(cached, int):
+                self.cached_tokens = cached
+        return self
 
 
 class FunctionCall(WireModel):
     """A function that the model wants called; ``arguments`` is JSON, not always valid."""
 
-    name: str = ""
-    arguments: str = ""
+    name: Text = ""
+    arguments: Text = ""
 
 
 class ToolCall(WireModel):
     """One call of a tool."""
 
-    id: str = ""
-    type: str = "function"
-    function: FunctionCall = Field(default_factory=FunctionCall)
+    id: Text = ""
+    type: Text = "function"
+    function: Annotated[FunctionCall, Object] = Field(default_factory=FunctionCall)
 
 
 class Message(WireModel):
@@ -51,6 +64,7 @@ class Message(WireModel):
     content: str | None = None
     reasoning_content: str | None = None
     tool_calls: list[ToolCall] | None = None
+    refusal: str | None = None
 
 
 class Choice(WireModel):
@@ -62,6 +76,7 @@ class Choice(WireModel):
     index: Number = 0
     message: Message
     finish_reason: str | None = None
+    logprobs: dict[str, object] | None = None
     usage: CompletionUsage | None = None
 
 
@@ -74,6 +89,7 @@ class ChatCompletion(WireModel):
     model: Text = ""
     choices: list[Choice] = Field(min_length=1)
     usage: CompletionUsage | None = None
+    system_fingerprint: str | None = None
     _request_id: str | None = PrivateAttr(default=None)
 
     @property
@@ -97,7 +113,7 @@ class FunctionDelta(WireModel):
 class ToolCallDelta(WireModel):
     """A piece of one call of a tool; ``index`` says which call it continues."""
 
-    index: Number = 0
+    index: int | None = None
     id: str | None = None
     type: str | None = None
     function: FunctionDelta | None = None
@@ -116,8 +132,9 @@ class ChunkChoice(WireModel):
     """What a chunk adds to one of the ``n`` answers; the one that has ``finish_reason`` also has ``usage``."""
 
     index: Number = 0
-    delta: Delta = Field(default_factory=Delta)
+    delta: Annotated[Delta, Object] = Field(default_factory=Delta)
     finish_reason: str | None = None
+    logprobs: dict[str, object] | None = None
     usage: CompletionUsage | None = None
 
 
@@ -128,8 +145,9 @@ class ChatCompletionChunk(WireModel):
     object: Text = "chat.completion.chunk"
     created: Number = 0
     model: Text = ""
-    choices: list[ChunkChoice] = Field(default_factory=list)
+    choices: Some[ChunkChoice] = Field(default_factory=list)
     usage: CompletionUsage | None = None
+    system_fingerprint: str | None = None
 
     @property
     def text(self) -> str:
@@ -139,7 +157,24 @@ class ChatCompletionChunk(WireModel):
 
 def plain(message: MessageInput) -> Mapping[str, object]:
     """A message as it goes over the wire; one that Kimi answered goes back with just the fields it had."""
-    return message.model_dump(exclude_unset=True, exclude_none=True) if isinstance(message, BaseModel) else message
+    if isinstance(message, BaseModel):
+        return _dumped(message)
+    return {name: _plain_value(value) for name, value in message.items()}
+
+
+def _plain_value(value: object) -> object:
+    """The same for what is inside: parts, or calls that Kimi answered, in a message that somebody wrote."""
+    if isinstance(value, BaseModel):
+        return _dumped(value)
+    if isinstance(value, list | tuple):
+        return [_plain_value(one) for one in value]
+    return plain(value) if isinstance(value, Mapping) else value
+
+
+def _dumped(model: BaseModel) -> dict[str, object]:
+    """Without nulls, but for the ``content`` of a message that only calls tools."""
+    fields = model.model_dump(exclude_unset=True, exclude_none=True)
+    return {"content": None, **fields} if "content" in model.model_fields_set - fields.keys() else fields
 
 
 def as_messages(prompt: str | Sequence[MessageInput], system: str | None = None) -> list[Mapping[str, object]]:

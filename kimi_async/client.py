@@ -27,7 +27,7 @@ from .pace import PaceMode
 from .parameters import ChatOptions, ToolOptions, TurnOptions, request_body
 from .retry import MAX_ATTEMPTS
 from .tokens import TokenCounter
-from .tools import MAX_ROUNDS, Tool, ToolAnswer, Toolbox, converse
+from .tools import MAX_ROUNDS, Tool, ToolAnswer, Toolbox, converse, for_round
 from .transport import RateLimitTransport
 
 BASE_URL = "https://api.moonshot.cn/v1"
@@ -108,7 +108,7 @@ class AsyncKimi:
         self.batches = Batches(exchange, self.files, model=model)
 
     def __repr__(self) -> str:
-        return f"<AsyncKimi {self.base_url}, model {self.model}, {self.limiter!r}>"
+        return f"<AsyncKimi {_without_password(self.base_url)}, model {self.model}, {self.limiter!r}>"
 
     async def __aenter__(self) -> Self:
         await self.counter.load()  # half a second, better before the traffic than in it
@@ -122,6 +122,8 @@ class AsyncKimi:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._transport.aclose()
+
+    close = aclose  # the openai SDK's name
 
     async def ask(
         self,
@@ -197,7 +199,8 @@ class AsyncKimi:
         Args:
             messages: a prompt, or a conversation; it is left as it is.
             tools: Python functions with type hints and docstrings; see `Toolbox`.
-            max_rounds: turns with calls, each a request of its own, after which to give up.
+            max_rounds: turns with calls, each a request of its own, after which to give up. A ``tool_choice`` that
+                forces a call holds for the first.
             model: like everything below, as for ``chat.completions.create``.
             extra_body: see there.
             timeout: see there.
@@ -217,7 +220,7 @@ class AsyncKimi:
             raise ConfigurationError(f"n={fields['n']!r}: a tool loop follows one answer")
 
         async def ask(conversation: list[Mapping[str, object]]) -> ChatCompletion:
-            body = {**fields, "messages": conversation}
+            body = {**for_round(fields, conversation), "messages": conversation}
             return await self.chat.completions.send(body, extra_body=extra_body, timeout=timeout, max_wait=max_wait)
 
         return await converse(ask, as_messages(messages), toolbox, max_rounds)
@@ -282,3 +285,8 @@ def _base_url(url: str) -> str:
     if parsed.scheme not in {"http", "https"} or not parsed.host:
         raise ConfigurationError(f"base_url={url!r}: must begin with https:// or http:// and a host, like {BASE_URL}")
     return url.rstrip("/")
+
+
+def _without_password(url: str) -> str:
+    parsed = httpx.URL(url)
+    return str(parsed.copy_with(userinfo=b"")) if parsed.userinfo else url

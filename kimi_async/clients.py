@@ -28,6 +28,9 @@ another status                  the SDK's exception for it; it retries 408, 409 
 
 This package's own exceptions are `KimiError`, and no ``openai.OpenAIError``: the SDK neither retries nor wraps them,
 since they are no errors of HTTP. Time in line counts for none of its timeouts; ``max_wait`` is what bounds it.
+
+A stream that is left before its end holds its slot until it is closed: use the SDK's ``async with``, or its ``close``.
+One that is merely dropped waits for Python's garbage collector.
 """
 
 from collections.abc import Awaitable, Callable

@@ -17,7 +17,7 @@ from .parameters import ChatOptions, ParseOptions, check, request_body
 from .responses import EXCERPT
 from .schema import accepted
 from .stream import ChatCompletionStream, TextStream, open_stream
-from .tokens import TokenCounter
+from .tokens import MAX_LEARNED, TokenCounter
 
 Format = TypeVar("Format", bound=BaseModel)
 
@@ -147,6 +147,8 @@ class Completions:
             InvalidResponseError: also for an answer that was cut off at ``max_tokens``, or does not fit the model;
                 its ``body`` is what came. Such an answer was paid for and is not tried again.
         """
+        if not _is_model(response_format):
+            raise ConfigurationError("parse: response_format is a pydantic model; for a dict use create")
         body = _body(messages, model, options, function="parse")
         body["response_format"] = {
             "type": "json_schema",
@@ -169,7 +171,7 @@ class Completions:
         """Send a request as a dict, as on the wire; ``model`` and ``max_tokens`` are made explicit."""
         ready, cost = await self._ready(body, extra_body)
         if ready.get("stream"):
-            raise ConfigurationError("stream=true: send reads whole answers; call create(stream=True)")
+            raise ConfigurationError("stream=true: this call reads whole answers; pass stream=True to create instead")
         completion = await self._exchange.send(self._call(ready, cost, timeout, max_wait), whole)
         if completion.usage is not None:
             self._learn(ready, cost, completion.usage)
@@ -197,11 +199,11 @@ class Completions:
         ready: dict[str, object] = {"model": self._model, **body} if self._model else dict(body)
         if not isinstance(ready.get("model"), str):
             raise ConfigurationError("no model: pass model=, or give the client one")
-        messages = ready.get("messages")
-        if isinstance(messages, list | tuple):  # what Kimi answered is counted as the dict it goes out as
-            ready["messages"] = [plain(message) for message in messages]
+        _make_plain(ready)
         check(ready)
-        ready.update(extra_body or {})
+        if extra_body:
+            ready.update(extra_body)
+            _make_plain(ready)
         cost = await self._counter.cost(ready)
         if ready.get("max_tokens") is None and ready.get("max_completion_tokens") is None:
             ready["max_tokens"] = cost.max_tokens
@@ -228,7 +230,7 @@ class Completions:
         )
 
     def _learn(self, body: Mapping[str, object], cost: Cost, usage: CompletionUsage) -> None:
-        if usage.prompt_tokens > cost.prompt_tokens:
+        if 0 < usage.prompt_tokens - cost.prompt_tokens <= MAX_LEARNED:
             self._counter.learn(body, billed=usage.prompt_tokens)
 
 
@@ -237,7 +239,18 @@ def _body(
 ) -> dict[str, object]:
     if isinstance(messages, str):
         raise ConfigurationError("messages is a list of messages; for a single prompt use kimi.ask(prompt)")
+    if any(callable(tool) for tool in _items(options.get("tools"))):
+        raise ConfigurationError(f"{function}: tools holds a Python function; kimi.run_tools runs those")
+    if _is_model(options.get("response_format")):
+        raise ConfigurationError(f"{function}: response_format is a dict; for a pydantic model use parse")
     return request_body({"model": model, "messages": list(messages)}, options, function=function)
+
+
+def _make_plain(body: dict[str, object]) -> None:
+    """What Kimi answered is counted as the dict it goes out as."""
+    messages = body.get("messages")
+    if isinstance(messages, list | tuple):
+        body["messages"] = [plain(message) for message in messages]
 
 
 async def whole(response: httpx.Response) -> ChatCompletion:
@@ -248,11 +261,23 @@ async def whole(response: httpx.Response) -> ChatCompletion:
 
 
 def _parsed(completion: ChatCompletion, response_format: type[Format]) -> Format:
-    text = completion.text
-    if completion.choices[0].finish_reason == "length":
+    text, choice = completion.text, completion.choices[0]
+    if choice.finish_reason == "length":
         raise InvalidResponseError("the answer was cut off at max_tokens; raise it", body=text[:EXCERPT])
+    if choice.message.tool_calls and not text:
+        names = ", ".join(call.function.name for call in choice.message.tool_calls)
+        raise InvalidResponseError(f"the model called {names} instead of answering; use create, or run_tools", body="")
     try:
         return response_format.model_validate_json(text)
     except ValidationError as exc:
-        problem = "; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in exc.errors())
-        raise InvalidResponseError(f"no {response_format.__name__}: {problem}", body=text[:EXCERPT]) from exc
+        problems = [": ".join((*map(str, error["loc"]), error["msg"])) for error in exc.errors()]
+        what = f"the answer does not fit {response_format.__name__}: {'; '.join(problems)}"
+        raise InvalidResponseError(what, body=text[:EXCERPT]) from exc
+
+
+def _items(value: object) -> Sequence[object]:
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _is_model(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseModel)

@@ -4,9 +4,11 @@ httpx's own pool looks at all its connections for every request and again when i
 that is most of the CPU that a request takes. A stack takes the top one and puts it back.
 """
 
+import asyncio
 import ssl
+import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Self
 from urllib.request import getproxies, proxy_bypass
 
@@ -123,30 +125,56 @@ class _Body(httpx.AsyncByteStream):
 
 
 class ClosingStream(httpx.AsyncByteStream):
-    """An answer's body that tells once when it is closed, and whether it had ended by itself, well or not."""
+    """An answer's body that tells once when it is closed, and whether it had ended by itself, well or not.
+
+    One that is dropped unread, as by a client whose user leaves a loop, is closed by the garbage collector.
+    """
 
     def __init__(self, stream: httpx.AsyncByteStream, on_close: Callable[[bool], None]) -> None:
-        self._stream = stream
-        self._ended = False
-        self._on_close: Callable[[bool], None] | None = on_close
+        self._end = _End(stream, on_close)
+        weakref.finalize(self, self._end.dropped, asyncio.get_running_loop()).atexit = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        end = self._end
         try:
-            async for chunk in self._stream:
+            async for chunk in end.stream:
                 yield chunk
         except (httpx.NetworkError, httpx.ProtocolError):
-            self._ended = True
+            end.reached = True
             raise
-        self._ended = True
+        end.reached = True
 
     async def aclose(self) -> None:
         """Close it, and tell, once."""
+        await self._end.aclose()
+
+
+class _End:
+    """How a body ends; it outlives the body."""
+
+    def __init__(self, stream: httpx.AsyncByteStream, on_close: Callable[[bool], None]) -> None:
+        self.stream = stream
+        self.reached = False
+        self._on_close: Callable[[bool], None] | None = on_close
+        self._closing: asyncio.Task[None] | None = None
+
+    async def aclose(self) -> None:
         try:
-            await self._stream.aclose()
+            await self.stream.aclose()
         finally:
             on_close, self._on_close = self._on_close, None
             if on_close is not None:
-                on_close(self._ended)
+                on_close(self.reached)
+
+    def dropped(self, loop: asyncio.AbstractEventLoop) -> None:
+        """In whatever thread the garbage collector runs."""
+        if self._on_close is not None:
+            with suppress(RuntimeError):  # the loop is closed, and its connections with it
+                loop.call_soon_threadsafe(self._close_soon, loop)
+
+    def _close_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._on_close is not None:
+            self._closing = loop.create_task(self.aclose())
 
 
 _HTTPX_ERRORS: dict[type[Exception], type[httpx.TransportError]] = {

@@ -1,11 +1,13 @@
 """A conversation with the model: what was said, turn by turn, and as much of it as fits sent along."""
 
 import asyncio
+import errno
 import math
 import os
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +23,11 @@ from .models import find
 from .parameters import SendOptions, TurnOptions, request_body
 from .stream import TextStream
 from .tokens import TokenCounter
-from .tools import Tool, Toolbox, converse
+from .tools import Tool, Toolbox, converse, for_round
 
 Messages = list[Mapping[str, object]]
+
+_CALLING: "ContextVar[tuple[Conversation, ...]]" = ContextVar("conversations whose tools are called", default=())
 
 
 class Client(Protocol):
@@ -70,8 +74,9 @@ class Conversation:
         await conversation.ask("Where does it rise?")
 
     Sent along is the system prompt and, of the latest turns, as many whole ones as fit: into the model's context and
-    into TPM, with ``max_tokens`` for the answer. ``messages`` keeps all of them. A turn that fails, or whose stream is
-    not read to its end, leaves the conversation as it was. Two turns at once take place one after the other.
+    into TPM, with ``max_tokens`` for the answer. ``messages`` keeps all of them. A turn that fails, whose stream is
+    not read to its end, or whose answer is empty, leaves the conversation as it was. Two turns at once take place one
+    after the other.
 
     Args:
         kimi: the client.
@@ -114,7 +119,9 @@ class Conversation:
     @property
     def messages(self) -> Messages:
         """All that was said, the system prompt first; a copy."""
-        return [*as_messages([], self.system), *(message for turn in self._turns for message in turn.messages)]
+        return deepcopy(
+            [*as_messages([], self.system), *(message for turn in self._turns for message in turn.messages)]
+        )
 
     def clear(self) -> None:
         """Forget all turns."""
@@ -135,14 +142,19 @@ class Conversation:
             messages, said = await self._fitting(content, fields, sending)
 
             async def send(conversation: Messages) -> ChatCompletion:
-                return await self._kimi.chat.completions.send({**fields, "messages": conversation}, **sending)
+                body = {**for_round(fields, conversation), "messages": conversation}
+                return await self._kimi.chat.completions.send(body, **sending)
 
             if not self._toolbox.declarations:
                 completion = await send(messages)
-                self._turns.append(_Turn([said, plain(completion.choices[0].message)]))
+                self._keep([said, plain(completion.choices[0].message)])
                 return completion.text
-            answer = await converse(send, messages, self._toolbox)
-            self._turns.append(_Turn([said, *answer.messages[len(messages) :]]))
+            token = _CALLING.set((*_CALLING.get(), self))
+            try:
+                answer = await converse(send, messages, self._toolbox)
+            finally:
+                _CALLING.reset(token)
+            self._keep([said, *answer.messages[len(messages) :]])
             return answer.text
 
     @asynccontextmanager
@@ -164,13 +176,21 @@ class Conversation:
             async with await self._kimi.chat.completions.open(body, **sending) as chunks:
                 yield TextStream(chunks)
                 if chunks.exhausted:
-                    self._turns.append(_Turn([said, plain(chunks.completion.choices[0].message)]))
+                    self._keep([said, plain(chunks.completion.choices[0].message)])
+
+    def _keep(self, messages: Messages) -> None:
+        """Remember a turn; not one without an answer, which Kimi would refuse to read again (400, seen in 2026)."""
+        if _says_something(messages[-1]):
+            self._turns.append(_Turn(messages))
 
     @asynccontextmanager
     async def _one_at_a_time(self) -> AsyncIterator[None]:
         task = asyncio.current_task()
-        if self._line.locked() and self._speaking is task:
-            raise ConfigurationError("this turn would wait for itself: leave the stream's block before the next turn")
+        if self in _CALLING.get() or (self._line.locked() and self._speaking is task):
+            raise ConfigurationError(
+                "this turn would wait for itself: leave the stream's block before the next turn, and let no tool speak"
+                " in the conversation that calls it"
+            )
         async with self._line:
             self._speaking = task
             yield
@@ -238,6 +258,8 @@ class Conversation:
             content = _Saved(version=1, system=self.system, model=self.model, turns=turns).model_dump_json(indent=1)
         except ValueError as exc:  # PydanticSerializationError is one
             raise ConfigurationError(f"the conversation cannot be written as JSON: {exc}") from exc
+        if not target.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "there is no such directory", str(target.parent))
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=target.parent, delete=False) as copy:
             try:
                 copy.write(content)
@@ -250,9 +272,22 @@ class Conversation:
 
     @classmethod
     def load(
-        cls, kimi: Client, path: str | Path, *, tools: Sequence[Tool] = (), **options: Unpack[TurnOptions]
+        cls,
+        kimi: Client,
+        path: str | Path,
+        *,
+        model: str | None = None,
+        tools: Sequence[Tool] = (),
+        **options: Unpack[TurnOptions],
     ) -> Self:
         """Go on with a conversation from the file that ``save`` wrote; tools and options are given anew.
+
+        Args:
+            kimi: the client.
+            path: of the file.
+            model: by default the one it was saved with.
+            tools: as for a new conversation.
+            **options: likewise.
 
         Raises:
             ConfigurationError: the file holds something else.
@@ -265,6 +300,11 @@ class Conversation:
             where = ".".join(map(str, error["loc"]))
             problem = f"{where}: {error['msg']}" if where else error["msg"]
             raise ConfigurationError(f"{path} is no saved conversation: {problem}") from exc
-        conversation = cls(kimi, system=saved.system, model=saved.model, tools=tools, **options)
-        conversation._turns = [_Turn(list(messages)) for messages in saved.turns]
+        conversation = cls(kimi, system=saved.system, model=model or saved.model, tools=tools, **options)
+        for messages in saved.turns:
+            conversation._keep(list(messages))
         return conversation
+
+
+def _says_something(message: Mapping[str, object]) -> bool:
+    return bool(message.get("role") != "assistant" or message.get("content") or message.get("tool_calls"))

@@ -35,7 +35,13 @@ from .chat import ChatCompletion
 
 
 class KimiError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose.
+
+    Attributes:
+        messages: where a loop of tool calls failed, the conversation so far; None elsewhere.
+    """
+
+    messages: Sequence[Mapping[str, object]] | None = None
 
 
 class ConfigurationError(KimiError):
@@ -119,7 +125,7 @@ class ToolRoundsExceeded(KimiError):
 
     Attributes:
         rounds: how many it was given.
-        messages: the conversation so far, the results of the last calls included.
+        messages: the conversation up to the results of the last round; the calls after it were not run.
     """
 
     def __init__(self, message: str, *, rounds: int, messages: Sequence[Mapping[str, object]]) -> None:

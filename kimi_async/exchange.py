@@ -176,6 +176,8 @@ def timeouts(read: float | httpx.Timeout) -> httpx.Timeout:
     """A number bounds the reads and leaves the other defaults as they are."""
     if isinstance(read, httpx.Timeout):
         return read
+    if not read > 0:
+        raise ConfigurationError(f"timeout={read!r}: must be above 0 seconds")
     return httpx.Timeout(connect=TIMEOUT.connect, write=TIMEOUT.write, read=read, pool=TIMEOUT.pool)
 
 

@@ -1,7 +1,7 @@
 """``kimi.files``: uploads, to extract text from, to show to a model, or to run as a batch."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO, Literal, get_args
@@ -16,8 +16,10 @@ from .exchange import TIMEOUT, Call, Exchange, as_wire, body_of
 Purpose = Literal["file-extract", "image", "video", "batch"]
 """What an upload is for (platform.kimi.ai, API reference). Images are no longer extracted from since August 2026."""
 
-FileInput = str | PathLike[str] | tuple[str, bytes] | BinaryIO
-"""A path; a name and bytes; or a file open in binary mode, which is read from where it stands."""
+_Content = bytes | BinaryIO
+FileInput = str | PathLike[str] | tuple[str, _Content] | tuple[str, _Content, str] | BinaryIO
+"""A path; a file open in binary mode, which is read from where it stands; or, as in httpx, a tuple of a name, bytes or
+such a file, and perhaps a content type."""
 
 MAX_BYTES = 100 * 1024 * 1024
 """Of one file. An account may have 1,000 of them."""
@@ -56,7 +58,7 @@ class FileDeleted(WireModel):
 class FileContent:
     """What is in a file: as Kimi extracted it, or the lines that a batch has written."""
 
-    content: bytes
+    content: bytes = field(repr=False)
 
     @property
     def text(self) -> str:
@@ -128,13 +130,15 @@ def _form(file: FileInput, purpose: str) -> tuple[bytes, str]:
     """The multipart form of an upload, and its content type."""
     name, content = _read(file)
     check_size(name, len(content))
-    form = httpx.Request("POST", "http://kimi", data={"purpose": purpose}, files={"file": (name, content)})
+    kind = file[2] if isinstance(file, tuple) and len(file) > 2 else None
+    form = httpx.Request("POST", "http://kimi", data={"purpose": purpose}, files={"file": (name, content, kind)})
     return form.read(), form.headers["Content-Type"]
 
 
 def _read(file: FileInput) -> tuple[str, bytes]:
     if isinstance(file, tuple):
-        return file
+        given = file[1]
+        return file[0], given if isinstance(given, bytes) else _read(given)[1]
     if isinstance(file, str | PathLike):
         return _read_path(Path(file))
     if not hasattr(file, "read"):

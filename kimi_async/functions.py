@@ -237,8 +237,8 @@ def _with_defaults(schema: Schema, signature: inspect.Signature) -> Schema:
 
 
 def _in_thread(call: Callable[[], object]) -> object:
-    """A StopIteration cannot pass through a future; a coroutine turns it into a RuntimeError, and so does this."""
+    """StopIteration cannot pass a future, and SystemExit would end the loop: both are the function's failure."""
     try:
         return call()
-    except StopIteration as exc:
-        raise RuntimeError("the function raised StopIteration") from exc
+    except (StopIteration, SystemExit) as exc:
+        raise RuntimeError(f"the function raised {type(exc).__name__}") from exc

@@ -18,6 +18,7 @@ Sources: the API reference of platform.kimi.ai, and answers with status 400 seen
 
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import chain
 from typing import Literal, TypedDict
 
 import httpx
@@ -25,6 +26,7 @@ import httpx
 from .errors import ConfigurationError
 from .models import Model, Sampling, find
 
+ROLES = ("system", "user", "assistant", "tool")
 MAX_CHOICES = 5
 MAX_STOPS = 5
 MAX_STOP_BYTES = 32
@@ -125,7 +127,7 @@ def request_body(fields: Mapping[str, object], options: Mapping[str, object], *,
     """
     for name in options.keys() - ChatOptions.__annotations__.keys():
         close = get_close_matches(name, ChatOptions.__annotations__, n=1)
-        remedy = f"did you mean {close[0]}?" if close else "fields that Kimi may know go into extra_body"
+        remedy = f"did you mean {close[0]}?" if close else "a field that Kimi knows and we do not goes into extra_body"
         raise TypeError(f"{function}() got an unexpected keyword argument {name!r}; {remedy}")
     return {name: value for name, value in {**fields, **options}.items() if value is not None}
 
@@ -137,7 +139,8 @@ def check(body: Mapping[str, object]) -> None:
         ConfigurationError: names the parameter, what the model takes, and what to do.
     """
     model = find(str(body.get("model")))
-    for problem in (*_choices(body, model), *_stops(body), *_messages(body), *_rules_of(body, model)):
+    problems = (_thinking(body), _choices(body, model), _stops(body), _messages(body), _rules_of(body, model))
+    for problem in chain(*problems):
         raise ConfigurationError(problem)
 
 
@@ -146,6 +149,16 @@ def thinks(model: Model, body: Mapping[str, object]) -> bool:
     thinking = body.get("thinking")
     disabled = isinstance(thinking, Mapping) and thinking.get("type") == "disabled"
     return model.thinking == "always" or (model.thinking == "optional" and not disabled)
+
+
+def _thinking(body: Mapping[str, object]) -> Iterator[str]:
+    thinking = body.get("thinking")
+    kind = thinking.get("type") if isinstance(thinking, Mapping) else None
+    if thinking is not None and kind not in ("enabled", "disabled"):
+        yield f'thinking={thinking!r}: pass {{"type": "enabled"}} or {{"type": "disabled"}}'
+    effort = body.get("reasoning_effort")
+    if effort not in (None, "low", "high", "max"):
+        yield f"reasoning_effort={effort!r}: Kimi has 'low', 'high' and 'max'"
 
 
 def _choices(body: Mapping[str, object], model: Model | None) -> Iterator[str]:
@@ -170,10 +183,13 @@ def _stops(body: Mapping[str, object]) -> Iterator[str]:
 
 def _messages(body: Mapping[str, object]) -> Iterator[str]:
     messages = body.get("messages")
-    if not isinstance(messages, list | tuple):
+    if not isinstance(messages, list | tuple) or not messages:
+        yield f"messages={messages!r}: a list of at least one message is wanted"
         return
     for number, message in enumerate(messages):
-        if isinstance(message, Mapping):
+        if not isinstance(message, Mapping) or message.get("role") not in ROLES:
+            yield f"messages[{number}]: a dict with a role is wanted, which is one of {', '.join(ROLES)}"
+        else:
             yield from _media(message.get("content"), number)
             if message.get("partial"):
                 yield from _partial(body, message, number, last=number == len(messages) - 1)

@@ -11,7 +11,7 @@ from typing import Literal, Self
 import httpx
 from httpx_sse import EventSource, ServerSentEvent
 
-from .assembly import assembled, usage_of
+from .assembly import Assembly, usage_of
 from .chat import ChatCompletion, ChatCompletionChunk, CompletionUsage
 from .errors import APIStatusError, InvalidResponseError, StreamBroken
 from .exchange import as_wire, body_of, described
@@ -49,7 +49,7 @@ async def open_stream(
         InvalidResponseError: the answer is no stream, or not one of chunks.
         APIStatusError: the first event is an error.
     """
-    if "text/event-stream" not in response.headers.get("content-type", ""):
+    if "text/event-stream" not in response.headers.get("content-type", "").lower():
         text = (await body_of(response)).decode(errors="replace")
         raise InvalidResponseError(f"asked for a stream, got {text[:80]!r}", body=text[:EXCERPT])
     chunks = _chunks(response)
@@ -78,6 +78,7 @@ class ChatCompletionStream:
         self.request_id = request_id
         self._position = 0
         self._arrivals = arrivals
+        self._assembly = Assembly()
         loop = asyncio.get_running_loop()
         self._reading = loop.create_task(self._arrivals.read())
         weakref.finalize(self, _drop, loop, self._arrivals, self._reading).atexit = False
@@ -90,7 +91,9 @@ class ChatCompletionStream:
     @property
     def completion(self) -> ChatCompletion:
         """What has arrived so far, put together."""
-        return assembled(self._arrivals.chunks, self.request_id)
+        for chunk in self._arrivals.chunks[self._assembly.chunks :]:
+            self._assembly.add(chunk)
+        return self._assembly.whole(self.request_id)
 
     @property
     def exhausted(self) -> bool:
@@ -114,11 +117,10 @@ class ChatCompletionStream:
         if arrivals.state == "complete":
             await asyncio.wait([self._reading])  # until the slot is free
             raise StopAsyncIteration
-        how = "broke off" if arrivals.error else "was hung up on"
-        why = f": {described(arrivals.error)}" if arrivals.error else ""
-        raise StreamBroken(
-            f"the answer {how} after {len(arrivals.chunks)} chunks{why}", partial=self.completion
-        ) from arrivals.error
+        so_far = f"{len(arrivals.chunks)} chunk{'s' * (len(arrivals.chunks) > 1)}"
+        why = f"the answer broke off after {so_far}: {described(arrivals.error)}" if arrivals.error else None
+        closed = f"this stream was closed, or its reader cancelled, after {so_far}; there may have been more"
+        raise StreamBroken(why or closed, partial=self.completion) from arrivals.error
 
     async def __aenter__(self) -> Self:
         return self
@@ -133,6 +135,8 @@ class ChatCompletionStream:
         _hang_up(self._arrivals, self._reading)
         await asyncio.wait([self._reading])
         await self._arrivals.abandon()  # for a task that was cancelled before it began
+
+    close = aclose  # the openai SDK's name
 
 
 class TextStream:

@@ -7,7 +7,7 @@ from typing import Self
 from pydantic import Field
 
 from .chat import ChatCompletion, MessageInput, ToolCall, plain
-from .errors import ConfigurationError, ToolRoundsExceeded
+from .errors import ConfigurationError, InvalidResponseError, KimiError, ToolRoundsExceeded
 from .functions import InvalidArguments, PythonFunction
 
 Tool = Callable[..., object] | Mapping[str, object]
@@ -52,6 +52,8 @@ class Toolbox:
     """
 
     def __init__(self, tools: Sequence[Tool]) -> None:
+        if callable(tools) or isinstance(tools, str | Mapping):
+            raise ConfigurationError(f"tools is a list of functions, not {tools!r}")
         self.declarations: list[dict[str, object]] = []
         self._tools: dict[str, PythonFunction | None] = {}  # None for those that Kimi runs
         for tool in tools:
@@ -94,6 +96,11 @@ class Toolbox:
             return await function.call(arguments)
         except InvalidArguments as exc:
             return str(exc)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            return "CancelledError"  # of something that the function waited for
         except Exception as exc:  # noqa: BLE001 - the model is told, as it is the one that called
             return f"{type(exc).__name__}: {exc}".removesuffix(": ")
 
@@ -106,7 +113,8 @@ async def converse(
 ) -> ToolAnswer:
     """Ask, answer the model's calls, and ask again, until it calls no more.
 
-    What the model said goes back as it came, with its ``reasoning_content``, which thinking models require.
+    What the model said goes back as it came, with its ``reasoning_content``, which thinking models require beside
+    calls, be it empty.
 
     Args:
         ask: sends one request with these messages and the toolbox's declarations.
@@ -118,25 +126,41 @@ async def converse(
         ToolRoundsExceeded: the model called tools once more after ``max_rounds`` turns. Those last calls were not
             run and are not in the error's ``messages``, so that one can go on from there.
         ConfigurationError: ``max_rounds`` below 1.
-        KimiError: whatever ``ask`` raises.
+        InvalidResponseError: a call was cut off at ``max_tokens``.
+        KimiError: whatever ``ask`` raises; its ``messages`` are the conversation so far.
     """
     if max_rounds < 1:
         raise ConfigurationError(f"max_rounds={max_rounds}: must be at least 1")
     conversation = [plain(message) for message in messages]
     for rounds in range(max_rounds + 1):
-        completion = await ask(list(conversation))
+        try:
+            completion = await ask(list(conversation))
+        except KimiError as exc:
+            exc.messages = conversation  # tools have run, which nobody wants to run again
+            raise
         message = completion.choices[0].message
+        if message.tool_calls and completion.choices[0].finish_reason == "length":
+            raise InvalidResponseError(
+                "the model was cut off at max_tokens in the middle of a call; raise it", body=message.content or ""
+            )
         if not message.tool_calls:
             return ToolAnswer.of(completion, [*conversation, plain(message)], rounds)
         if rounds < max_rounds:
-            # Kimi has refused messages that lack ``content``, be it null, although it wrote them.
-            conversation.append({"content": "", **plain(message)})
+            conversation.append({"reasoning_content": "", **plain(message)})
             conversation += await toolbox.answer(message.tool_calls)
     raise ToolRoundsExceeded(
         f"no answer after {max_rounds} rounds of tool calls: raise max_rounds, or see in .messages what it tries",
         rounds=max_rounds,
         messages=conversation,
     )
+
+
+def for_round(fields: Mapping[str, object], conversation: Sequence[Mapping[str, object]]) -> dict[str, object]:
+    """A request's fields for its next round: a choice that forces the model to call holds for the first one only."""
+    choice = fields.get("tool_choice")
+    forced = choice == "required" or isinstance(choice, Mapping)
+    called = bool(conversation) and conversation[-1].get("role") == "tool"
+    return {name: value for name, value in fields.items() if not (name == "tool_choice" and forced and called)}
 
 
 def _builtin_name(declaration: Mapping[str, object]) -> str:

@@ -11,6 +11,7 @@ from typing import Self
 import httpx
 
 from .connections import ClosingStream, ConnectionStack
+from .errors import ConfigurationError
 from .limiter import RateLimiter
 from .limits import Cost
 from .reservation import Reservation
@@ -157,9 +158,12 @@ class RateLimitTransport(httpx.AsyncBaseTransport):
             body = json.loads(await request.aread())
         except ValueError:
             body = None
-        if not isinstance(body, dict):
+        try:
+            cost = await self.counter.cost(body) if isinstance(body, dict) else None
+        except ConfigurationError:
+            cost = None
+        if cost is None:
             return request, Cost(0)  # Kimi will answer 400
-        cost = await self.counter.cost(body)
         if body.get("max_tokens") is not None or body.get("max_completion_tokens") is not None:
             return request, cost
         content = json.dumps({**body, "max_tokens": cost.max_tokens}).encode()

@@ -663,3 +663,18 @@ def read_until(terminal, pattern):
         seen += part
         text = ESCAPES.sub("", seen.decode(errors="replace"))
     return text
+
+
+def test_a_default_that_nobody_chose_fits_the_model(scripted, stdin, capsys):
+    """Half of a small context is left for the prompt."""
+    inner = scripted(streamed("Hello."), streamed("Hello."))
+    for model in ("moonshot-v1-8k", "kimi-k2.6"):
+        assert run("hi", "--model", model) == 0
+    assert [payload["max_tokens"] for payload in inner.payloads] == [4_096, 8_192]
+
+
+def test_a_long_line_that_has_not_ended_takes_no_longer_to_split_than_to_read():
+    """Its characters are looked at once: a minute of work would it be otherwise."""
+    text = "a paragraph\n\n" + "x" * 300_000
+    finished, rest = split_blocks(text)
+    assert "".join(finished) + rest == text

@@ -316,7 +316,7 @@ async def test_streams_are_refused_where_whole_answers_are_read():
     """Before anything is reserved, and with the call that streams."""
     kimi, inner = client()
     for call in (kimi.chat.completions.create(messages=HELLO, extra_body={"stream": True}), kimi.ask("hello", **SSE)):
-        with pytest.raises(ConfigurationError, match=r"call create\(stream=True\)"):
+        with pytest.raises(ConfigurationError, match=r"pass stream=True to create"):
             await call
     assert (inner.requests, kimi.limiter.usage().rpm.used) == ([], 0)
 

@@ -7,14 +7,14 @@ import httpx
 import pytest
 from pydantic import BaseModel
 
-from kimi_async.chat import ChatCompletion
+from kimi_async.chat import ChatCompletion, ToolCall
 from kimi_async.errors import ConfigurationError, InvalidResponseError, StreamBroken, WaitTooLong
 from kimi_async.limits import RateLimits
 from kimi_async.models import find
 from kimi_async.stream import ChatCompletionStream
 
 from .scripted import Step, answer
-from .streamed import HELLO, USAGE, chunk, client, event, opened, piece, said, slots, slots_later, streams, texts
+from .streamed import DONE, HELLO, USAGE, chunk, client, event, opened, piece, said, slots, slots_later, streams, texts
 
 
 class River(BaseModel):
@@ -230,9 +230,9 @@ async def test_an_answer_in_the_form_of_a_model():
     [
         (finished('{"name": "长', "length"), "cut off at max_tokens"),
         (finished('{"name": "Nile", "length_km": 6650}', "length"), "cut off at max_tokens"),
-        (answer('{"name": "Nile"}'), "no River: length_km: Field required"),
+        (answer('{"name": "Nile"}'), "not fit River: length_km: Field required"),
         (answer('{"name": 1, "length_km": "far"}'), "name: .*; length_km: "),
-        (answer("The Nile."), "no River: : Invalid JSON"),
+        (answer("The Nile."), "not fit River: Invalid JSON"),
     ],
 )
 async def test_an_answer_that_does_not_fit_is_told_and_not_tried_again(step, words):
@@ -262,3 +262,96 @@ async def test_more_tokens_than_counted_teach_the_counter():
         before = kimi.limiter.usage().tpm.used
         await kimi.chat.completions.create(messages=HELLO, max_tokens=1)
         assert kimi.limiter.usage().tpm.used - before == cost
+
+
+# -- what Kimi answered, inside what somebody wrote -------------------------------------------------------------
+
+
+async def test_objects_inside_a_message_cost_what_they_weigh():
+    """Calls and parts as pydantic objects, as users of the SDK append them, and messages in extra_body."""
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "x" * 500}}
+    as_dicts = [{"role": "assistant", "content": "", "reasoning_content": "", "tool_calls": [call]}]
+    as_objects = [{**as_dicts[0], "tool_calls": [ToolCall.model_validate(call)]}]
+    used = []
+    for options in ({"messages": as_dicts}, {"messages": as_objects}):
+        kimi, inner = client(answer())
+        await kimi.chat.completions.create(**options, max_tokens=5)
+        used.append(kimi.limiter.usage().tpm.used)
+        assert inner.payloads[0]["messages"] == as_dicts
+    kimi, inner = client(answer())
+    await kimi.chat.completions.create(messages=HELLO, extra_body={"messages": as_objects}, max_tokens=5)
+    assert inner.payloads[0]["messages"] == as_dicts
+    assert used == [kimi.limiter.usage().tpm.used] * 2
+    assert used[0] > 500
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"tool_calls": [{"id": "c", "type": None, "function": {"name": "f", "arguments": None}}]},
+        {"content": "hi", "tool_calls": [{"id": None, "function": None}]},
+    ],
+)
+async def test_null_is_no_reason_to_throw_an_answer_away(message):
+    """It was paid for."""
+    body = {"choices": [{"message": {"role": "assistant", "content": None, **message}}]}
+    kimi, inner = client(Step(content=json.dumps(body).encode()))
+    completion = await kimi.chat.completions.create(messages=HELLO, max_tokens=5)
+    assert completion.choices[0].message.tool_calls[0].function.arguments == ""
+    assert len(inner.requests) == 1
+
+
+async def test_null_in_a_chunk_adds_nothing():
+    """Neither a delta nor choices."""
+    events = [event(chunk(piece("a"))), event(chunk({"index": 0, "delta": None})), event({"choices": None}), DONE]
+    kimi, _ = client(streams(*events))
+    assert "".join(await texts(await opened(kimi, max_tokens=5))) == "a"
+
+
+async def test_cached_tokens_are_read_from_the_details_too():
+    """Newer answers have them only there."""
+    usage = {**USAGE, "prompt_tokens_details": {"cached_tokens": 8}}
+    body = {**json.loads(answer().content), "usage": usage}
+    kimi, _ = client(Step(content=json.dumps(body).encode()))
+    completion = await kimi.chat.completions.create(messages=HELLO, max_tokens=5)
+    assert completion.usage.cached_tokens == 8
+
+
+async def test_what_the_sdk_has_is_there_even_where_kimi_sends_nothing():
+    """None, not an AttributeError; and streams and clients have the SDK's close."""
+    kimi, _ = client(answer())
+    completion = await kimi.chat.completions.create(messages=HELLO, max_tokens=5)
+    choice = completion.choices[0]
+    absent = [completion.system_fingerprint, choice.logprobs, choice.message.refusal]
+    assert [*absent, completion.usage.prompt_tokens_details] == [None] * 4
+    await kimi.close()
+    kimi, _ = client(streams(*said("a")))
+    await (await opened(kimi, max_tokens=5)).close()
+
+
+async def test_a_format_for_the_other_method_is_told():
+    """A class for create, a dict for parse; and a call instead of an answer."""
+    kimi, inner = client(answer())
+    with pytest.raises(ConfigurationError, match="use parse"):
+        await kimi.chat.completions.create(messages=HELLO, response_format=River)
+    with pytest.raises(ConfigurationError, match="use create"):
+        await kimi.chat.completions.parse(messages=HELLO, response_format={"type": "json_object"})
+    assert inner.requests == []
+    message = {"role": "assistant", "content": "", "tool_calls": [{"id": "c", "function": {"name": "flood"}}]}
+    kimi, _ = client(Step(content=json.dumps({"choices": [{"message": message}]}).encode()))
+    with pytest.raises(InvalidResponseError, match="called flood instead"):
+        await kimi.chat.completions.parse(messages=HELLO, response_format=River, max_tokens=5)
+
+
+async def test_looking_at_a_stream_often_takes_each_chunk_in_once():
+    """What is put together grows with the stream."""
+    kimi, _ = client(streams(*said(*"abc")))
+    seen = [stream.completion.text async for stream, _ in watched(await opened(kimi, max_tokens=5))]
+    assert seen[-1] == "abc"
+    assert seen == sorted(seen)
+
+
+async def watched(stream):
+    """The stream beside each of its chunks."""
+    async for one in stream:
+        yield stream, one

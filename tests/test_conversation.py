@@ -207,6 +207,37 @@ async def test_a_turn_inside_a_stream_is_told_rather_than_waiting_for_ever():
     assert conversation.messages == [*turn("a", "A"), *turn("b", "B")]
 
 
+async def test_a_tool_that_speaks_in_its_own_conversation_is_told():
+    """It runs in a task of its own, and would wait for the turn that waits for it; the model hears of it."""
+
+    async def gossip() -> str:
+        return await conversation.ask("psst")
+
+    kimi, inner = client(calling("gossip"), answer("Never mind."))
+    conversation = kimi.conversation(tools=[gossip], max_tokens=5)
+    assert await conversation.ask("a") == "Never mind."
+    assert "would wait for itself" in sent(inner)[1][-1]["content"]
+
+
+async def test_an_empty_answer_is_not_kept():
+    """Kimi would refuse to read it again, and with it every later turn."""
+    kimi, inner = client(answer(""), answer("B"))
+    conversation = kimi.conversation(max_tokens=5)
+    assert await conversation.ask("a") == ""
+    assert conversation.messages == []
+    await conversation.ask("b")
+    assert sent(inner)[1] == [said("user", "b")]
+
+
+async def test_messages_are_a_copy():
+    """Whoever changes them changes nothing that was said."""
+    kimi, _ = client(answer("A"))
+    conversation = kimi.conversation(max_tokens=5)
+    await conversation.ask("a")
+    conversation.messages[0]["content"] = "changed"
+    assert conversation.messages == turn("a", "A")
+
+
 async def test_a_cancelled_turn_lets_the_next_one_in():
     """One under way, and one in line; neither is kept."""
     kimi, inner = client(answer("A", think=5), answer("B"))
@@ -422,7 +453,7 @@ class Talk:
 @given(
     st.builds(
         Talk,
-        lengths=st.lists(st.tuples(st.integers(0, 900), st.integers(0, 900)), min_size=1, max_size=14),
+        lengths=st.lists(st.tuples(st.integers(0, 900), st.integers(1, 900)), min_size=1, max_size=14),
         system=st.integers(0, 500),
         max_tokens=st.none() | st.integers(1, 3_000),
         n=st.integers(1, 3),

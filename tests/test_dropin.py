@@ -1,6 +1,7 @@
 """Under other clients: the openai SDK, httpx and httpx2, on either family's transport."""
 
 import asyncio
+import gc
 import gzip
 import json
 import sys
@@ -180,6 +181,30 @@ async def test_the_sdks_stream_gives_its_slot_back_when_closed(family, scripted,
             assert (await anext(stream)).choices[0].delta.content == "a"
         assert await sent(limiter) == 1
     assert inner.bodies[0].closed == 1
+
+
+@both
+async def test_the_sdks_stream_gives_its_slot_back_when_dropped(family, scripted, sdk, limiter):
+    """Never looked at; the garbage collector hangs up."""
+    inner = scripted(streamed(*events("a", "b", "c"), seconds=1.0))
+    async with sdk(family) as client:
+        stream = await client.chat.completions.create(**CHAT, stream=True)
+        assert limiter.usage().concurrency.used == 1
+        del stream
+        gc.collect()
+        await asyncio.sleep(0.01)
+        assert await sent(limiter) == 1
+    assert inner.bodies[0].closed == 1
+
+
+@both
+async def test_a_body_that_makes_no_sense_is_kimis_to_refuse(family, scripted, sdk, limiter):
+    """The SDK's user sees the SDK's error."""
+    scripted(error(400, "invalid_request_error", "Invalid request: max_tokens"))
+    async with sdk(family) as client:
+        with pytest.raises(openai.BadRequestError):
+            await client.chat.completions.create(**{**CHAT, "max_tokens": 0})
+    assert await sent(limiter) == 1
 
 
 @both

@@ -418,3 +418,10 @@ async def test_a_keys_trailing_newline_is_no_part_of_it():
     made, inner = scripted(answer(), key=f"{KEY}\n")
     await complete(made)
     assert inner.requests[0].headers["authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan")])
+def test_a_timeout_that_is_none_is_told(seconds):
+    """Before anything is sent with it."""
+    with pytest.raises(ConfigurationError, match="above 0 seconds"):
+        timeouts(seconds)

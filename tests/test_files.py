@@ -178,3 +178,25 @@ async def test_a_file_that_is_not_there_is_not_found():
     """A 404, as everywhere."""
     with pytest.raises(NotFoundError):
         await scripted(error(404, "resource_not_found_error", "no such file"))[0].files.retrieve("file_9")
+
+
+@pytest.mark.parametrize(
+    ("file", "content_type"),
+    [
+        (("moon.txt", b"moon"), "text/plain"),
+        (("moon.txt", io.BytesIO(b"moon")), "text/plain"),
+        (("moon.txt", b"moon", "text/markdown"), "text/markdown"),
+    ],
+)
+async def test_tuples_are_those_of_httpx(file, content_type):
+    """A name, bytes or a file, and perhaps a content type."""
+    kimi, inner = scripted(PDF)
+    await kimi.files.create(file=file, purpose="file-extract")
+    (request,) = inner.requests
+    assert form(request)[1] == ("file", "moon.txt", b"moon")
+    assert f"Content-Type: {content_type}".encode() in request.content
+
+
+def test_a_files_content_does_not_flood_the_terminal():
+    """Its repr is short."""
+    assert len(repr(files.FileContent(b"x" * 1_000_000))) < 100

@@ -345,6 +345,8 @@ async def test_json_mode_and_partial_mode():
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": "none"}}]},
          "Invalid request: the parameters of a function must be a JSON schema"),
         ({"messages": [USER, result("a")]}, "Invalid request: tool_call_id a is not found"),
+        ({"messages": [USER, {"role": "assistant", "content": ""}, USER]},
+         "the message at position 1 with role 'assistant' must not be empty"),
         ({"messages": [USER, called("a"), result("a"), result("a")]}, "Invalid request: tool_call_id a is not found"),
         ({"model": "kimi-k3", "messages": [USER, called("a"), result("a")]},
          "thinking is enabled but reasoning_content is missing in assistant tool call message at index 1"),

@@ -178,7 +178,7 @@ def test_a_misspelt_option_is_told_with_what_was_meant():
         TypeError, match=r"^ask\(\) got an unexpected keyword argument 'max_token'; did you mean max_tok"
     ):
         request_body({}, {"max_token": 5}, function="ask")
-    with pytest.raises(TypeError, match="'seed'; fields that Kimi may know go into extra_body"):
+    with pytest.raises(TypeError, match="'seed'; a field that Kimi knows"):
         request_body({}, {"seed": 5}, function="ask")
 
 
@@ -434,3 +434,23 @@ async def test_everything_a_request_carries_is_reserved(fields, tokens):
     kimi, _ = client(model="kimi-k2.6", limits=RateLimits(tpm=1_000_000))
     await kimi.chat.completions.create(**{"messages": HELLO, "max_tokens": 100, **fields})
     assert kimi.limiter.usage().tpm.used == tokens + 100
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"thinking": False}, 'thinking=False: pass {"type": "enabled"}'),
+        ({"thinking": {"type": "off"}}, 'or {"type": "disabled"}'),
+        ({"reasoning_effort": "medium"}, "Kimi has 'low', 'high' and 'max'"),
+        ({"messages": []}, "at least one message"),
+        ({"messages": {"role": "user", "content": "x"}}, "a list of at least one message"),
+        ({"messages": ["x"]}, r"messages\[0\]: a dict with a role"),
+        ({"messages": [{"role": "human", "content": "x"}]}, "one of system, user, assistant, tool"),
+    ],
+)
+def test_what_is_of_no_form_at_all_is_told(fields, told):
+    """Whatever the model."""
+    body = {"model": "kimi-k9", "messages": [{"role": "user", "content": "hi"}]}
+    check(body)
+    with pytest.raises(ConfigurationError, match=told):
+        check({**body, **fields})

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kimi_async.chat import ChatCompletion, ToolCall
-from kimi_async.errors import APIConnectionError, ConfigurationError, ToolRoundsExceeded
-from kimi_async.tools import Toolbox, converse
+from kimi_async.errors import APIConnectionError, ConfigurationError, InvalidResponseError, ToolRoundsExceeded
+from kimi_async.tools import Toolbox, converse, for_round
 from tests.conftest import run_virtual
 
 SEARCH = {"type": "builtin_function", "function": {"name": "$web_search"}}
@@ -93,11 +93,12 @@ async def test_the_model_calls_reads_the_result_and_answers():
     ]
 
 
-async def test_a_turn_without_content_is_sent_back_with_an_empty_one():
-    """Kimi refuses messages that have none."""
+async def test_a_turn_that_only_calls_is_sent_back_as_it_came():
+    """Its content is null as Kimi had it; thinking models want reasoning_content beside calls, be it empty."""
     kimi = Kimi(calling(call("weather"), content=None), saying("Sunny."))
     await converse(kimi.ask, QUESTION, Toolbox([weather]))
-    assert kimi.asked[1][1] == {"role": "assistant", "content": "", "tool_calls": [call("weather")]}
+    turn = {"role": "assistant", "content": None, "reasoning_content": "", "tool_calls": [call("weather")]}
+    assert kimi.asked[1][1] == turn
 
 
 async def test_the_answer_is_the_completion_with_its_history():
@@ -317,3 +318,63 @@ def test_whatever_the_model_writes_gets_an_answer(name, arguments):
     unknown, invalid = run_virtual(answers([weather], call(name, arguments), call("weather", arguments)))
     assert unknown.startswith("Unknown tool")
     assert invalid.startswith("Invalid arguments for weather:")
+
+
+async def test_what_a_tool_waited_for_may_be_cancelled():
+    """That is the tool's failure, and nobody's wish to stop."""
+
+    async def impatient() -> str:
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        return await future
+
+    assert await answers([impatient, weather], call("impatient"), call("weather", '{"city": "Oslo"}')) == [
+        "CancelledError",
+        "Oslo: sunny",
+    ]
+
+
+async def test_a_round_that_fails_keeps_what_the_tools_did():
+    """The error has the conversation, for nobody wants to run them again."""
+
+    async def ask(messages):
+        if messages[-1]["role"] == "tool":
+            raise APIConnectionError("gone")
+        return calling(call("weather", '{"city": "Oslo"}'))
+
+    with pytest.raises(APIConnectionError) as caught:
+        await converse(ask, QUESTION, Toolbox([weather]), 5)
+    assert caught.value.messages[-1]["content"] == "Oslo: sunny"
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+def test_a_forced_call_is_forced_once(choice):
+    """Or the model could never answer."""
+    fields = {"model": "m", "tool_choice": choice}
+    assert for_round(fields, QUESTION) == fields
+    assert for_round(fields, [*QUESTION, {"role": "tool", "content": ""}]) == {"model": "m"}
+    free = {"model": "m", "tool_choice": "auto"}
+    assert for_round(free, [{"role": "tool", "content": ""}]) == free
+
+
+async def test_a_call_that_was_cut_off_is_told():
+    """Another round would be cut off as well."""
+    completion = calling(call("weather", '{"city": "B'))
+    completion.choices[0].finish_reason = "length"
+    with pytest.raises(InvalidResponseError, match="max_tokens"):
+        await converse(Kimi(completion).ask, QUESTION, Toolbox([weather]), 5)
+
+
+async def test_a_tool_that_exits_ends_nothing():
+    """It is told to the model like any failure."""
+
+    def leave() -> str:
+        raise SystemExit(3)
+
+    assert await answers([leave], call("leave")) == ["RuntimeError: the function raised SystemExit"]
+
+
+def test_tools_are_a_list():
+    """Not a function by itself."""
+    with pytest.raises(ConfigurationError, match="list of functions"):
+        Toolbox(weather)

@@ -18,7 +18,8 @@ def split_blocks(text: str) -> tuple[list[str], str]:
     next one has begun: CommonMark is read line by line, and a block once closed stays so. The last line decides
     nothing before its newline, for "#" may become a heading or a hashtag.
     """
-    lines = _LINE.findall(text)
+    complete = max(text.rfind("\n"), text.rfind("\r")) + 1
+    lines = _LINE.findall(text[:complete])  # each match ends in a newline: linear, however long the last line
     starts = [token.map[0] for token in _PARSER.parse("".join(lines)) if token.map and token.level == 0]
     bounds = [0, *starts[1:]]
     finished = ["".join(lines[begin:end]) for begin, end in pairwise(bounds)]

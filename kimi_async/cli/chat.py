@@ -17,6 +17,7 @@ from kimi_async.errors import (
     QuotaExceededError,
 )
 from kimi_async.mock import MockSettings
+from kimi_async.models import find
 from kimi_async.parameters import ToolOptions
 
 from .display import Style, problem, show_answer
@@ -38,7 +39,7 @@ def chat(
     *,
     model: str | None = None,
     system: str | None = None,
-    max_tokens: int = MAX_TOKENS,
+    max_tokens: int | None = None,
     temperature: float | None = None,
     thinking: bool | None = None,
     reasoning_effort: Literal["low", "high", "max"] | None = None,
@@ -56,7 +57,8 @@ def chat(
         prompt: What to say; - for standard input.
         model: Default: KIMI_MODEL of the environment, else kimi-k2.6.
         system: The system prompt.
-        max_tokens: Tokens of an answer, thinking included. All of it is charged against TPM and TPD.
+        max_tokens: Tokens of an answer, thinking included. All of it is charged against TPM and TPD. Default: 8192, or
+            half of a smaller context.
         temperature: Few models take one.
         thinking: Whether to think first, for models that can do both. What they think is shown in a terminal only.
         reasoning_effort: How hard to think, for K3.
@@ -67,7 +69,9 @@ def chat(
     """
     said = _said(prompt)
     terminal = Terminal()
-    options = ToolOptions(max_tokens=max_tokens, temperature=temperature, reasoning_effort=reasoning_effort)
+    known = find(model or default_model())
+    most = MAX_TOKENS if known is None else min(MAX_TOKENS, known.context // 2)
+    options = ToolOptions(max_tokens=max_tokens or most, temperature=temperature, reasoning_effort=reasoning_effort)
     if thinking is not None:
         options["thinking"] = {"type": "enabled" if thinking else "disabled"}
     style = Style(terminal, options, plain=plain)

@@ -1,5 +1,6 @@
 """A streamed answer as it comes: rendered in a terminal, or plain."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ async def show_answer(conversation: Conversation, prompt: str, display: Display)
             for choice in chunk.choices:
                 display.think(choice.delta.reasoning_content or "")
                 display.say(choice.delta.content or "")
+            await asyncio.sleep(0)  # or chunks that are there already would keep Ctrl-C waiting
         return stream.completion
 
 
@@ -156,9 +158,12 @@ class MarkdownDisplay:
             return
         self._region.content = ""
         self._finish_thought()
-        finished, self._answer = split_blocks(self._answer + printable(text))
-        for block in finished:
-            self._print_block(block)
+        piece = printable(text)
+        self._answer += piece
+        if "\n" in piece or "\r" in piece:  # nothing else finishes a block
+            finished, self._answer = split_blocks(self._answer)
+            for block in finished:
+                self._print_block(block)
         self._region.content = self._spaced(Block(self._answer))
 
     def _finish_thought(self) -> None:

@@ -186,6 +186,8 @@ def _check_tool_messages(messages: list[dict[str, Any]], *, thinking: bool) -> N
             continue
         _check_paid(owed)
         owed = set(call_ids(message))
+        if message["role"] == "assistant" and not (owed or message.get("content") or message.get("partial")):
+            raise InvalidRequest(f"the message at position {index} with role 'assistant' must not be empty")
         if owed and thinking and not isinstance(message.get("reasoning_content"), str):
             raise InvalidRequest(
                 f"thinking is enabled but reasoning_content is missing in assistant tool call message at index {index}"
