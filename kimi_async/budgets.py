@@ -210,6 +210,10 @@ class Budgets:
         """The time at which the last pause ends; minus infinity where there is none."""
         return max(self._pauses.values(), default=-math.inf)
 
+    def paused(self, now: float) -> dict[Budget, float]:
+        """Budgets that a pause keeps closed, with the seconds that it still lasts."""
+        return {budget: until - now for budget, until in self._pauses.items() if until > now}
+
     def sent(self, now: float, charge: Charge) -> None:
         """The request has been written to its connection."""
         if charge.state != "pending":

@@ -86,7 +86,7 @@ class RateLimiter:
         return self.ledger.limits
 
     def try_acquire(self, cost: Cost) -> Reservation | None:
-        """A reservation if there is room now and nobody waits, else None.
+        """A reservation if there is room now and nobody waits, else None; always None where a ledger must be asked.
 
         Raises:
             RequestTooLarge: there will never be room.
@@ -131,7 +131,7 @@ class RateLimiter:
         self._closed.set()
         gatekeeper = Waiter(-1, Cost(0))  # stands at the head for ever, so that nobody is served without a look
         gatekeeper.admitted = True
-        self._join(gatekeeper)
+        self._line.join(gatekeeper)  # without asking for room
         for waiter in self._line:
             waiter.wake()
 
@@ -199,7 +199,7 @@ class RateLimiter:
         if not waiter.admitted:
             self._forecast = None  # it had counted on this one
         self._line.leave(waiter)
-        if self._line.head is None:
+        if len(self._line) == self._closed.is_set():
             self.ledger.unsubscribe(self._on_room)
 
     async def _turn(self, waiter: Waiter, max_wait: float | None) -> Charge:

@@ -5,6 +5,7 @@ none, in one step. Everything that a limiter asks of it is on this screen.
 """
 
 from collections.abc import Callable, Iterable
+from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from kimi_async.errors import ConfigurationError
 from kimi_async.limits import Cost, RateLimits, Usage
 from kimi_async.refusal import Refusal
 
-__all__ = ["Charge", "Denial", "Ledger", "Lesson", "OnRoom", "open_ledger"]
+__all__ = ["Charge", "Denial", "Ledger", "Lesson", "OnRoom", "account_of_key", "open_ledger"]
 
 
 class OnRoom(Protocol):
@@ -76,16 +77,20 @@ class Ledger(Protocol):
         """Let go of what it holds open; the books stay where they are."""
 
 
-async def open_ledger(url: str, *, account: str = "default") -> Ledger:
+async def open_ledger(url: str, *, account: str = "default", patient: bool = True) -> Ledger:
     """Open the ledger that a URL names.
 
     Args:
         url: ``"memory:"``, the books of this process, forgotten when it ends; ``"sqlite:///path"``, a file that the
-            processes of one machine share; ``"sqlite:"``, the user's own such file.
+            processes of one machine share; ``"sqlite:"``, the user's own such file; ``"redis://host:port/db"``,
+            ``"rediss://…"`` with TLS or ``"unix:///path"``, a Valkey or Redis that many machines share (the package's
+            extra ``redis``).
         account: whose books in it. Limits belong to an account, whatever keys it has.
+        patient: whether requests wait while a shared ledger cannot be reached; else they get LedgerUnavailable. None
+            is ever let in unseen.
 
     Raises:
-        ConfigurationError: no such kind of ledger.
+        ConfigurationError: no such kind of ledger, or its extra is not installed.
     """
     scheme, colon, rest = url.partition(":")
     if scheme == "memory" and colon and not rest:
@@ -97,12 +102,23 @@ async def open_ledger(url: str, *, account: str = "default") -> Ledger:
         from .sqlite import SQLiteJournal  # noqa: PLC0415 - likewise
 
         path = Path(rest.removeprefix("//")) if rest else platformdirs.user_state_path("kimi_async") / "ledger.sqlite3"
-        return SharedLedger(SQLiteJournal(path, account))
-    raise ConfigurationError(
-        f"no ledger is called {_without_password(url)!r}; there is memory:, sqlite:///path, sqlite:"
-    )
+        return SharedLedger(SQLiteJournal(path, account), patient=patient)
+    if scheme in {"redis", "rediss", "unix"} and rest.startswith("//"):
+        return _redis(url, account, patient=patient)
+    shown = url if "//" not in url else f"{scheme}://…"  # which may have a password
+    raise ConfigurationError(f"no ledger is called {shown!r}; there is memory:, sqlite:///path, sqlite:, redis://host")
 
 
-def _without_password(url: str) -> str:
-    before, at, host = url.rpartition("@")
-    return f"{before.partition('://')[0]}://…@{host}" if at else url
+def account_of_key(api_key: str) -> str:
+    """A name for the account of a key that nobody has named: a digest, from which the key cannot be told."""
+    return f"key-{blake2b(api_key.strip().encode(), digest_size=8, person=b'kimi_async').hexdigest()}"
+
+
+def _redis(url: str, account: str, *, patient: bool) -> Ledger:
+    from .shared import SharedLedger  # noqa: PLC0415 - it imports this module
+
+    try:
+        from .redis import RedisJournal  # noqa: PLC0415 - its library is an extra
+    except ModuleNotFoundError as exc:
+        raise ConfigurationError("a ledger in Valkey or Redis needs: pip install 'kimi_async[redis]'") from exc
+    return SharedLedger(RedisJournal(url, account), patient=patient)

@@ -6,9 +6,12 @@ from typing import NamedTuple, Protocol
 from .replica import Entry, Operation
 from .snapshot import State
 
-TIGHTENING: frozenset[Operation] = frozenset({"reserve", "refuse", "pause", "limits"})
-"""Operations that may leave less room than before. All others leave as much or more: a request that fitted before
-one of them fits after it."""
+TIGHTENING: frozenset[Operation] = frozenset({"join", "recall", "limits", "reserve", "refuse", "pause"})
+"""Operations that may leave less room than before, and those that whoever sets the limits must know of. All others
+leave as much or more: a request that fitted before one of them fits after it."""
+
+LOOSENING: frozenset[Operation] = frozenset({"end", "cancel", "refuse", "leave", "pass", "dead", "part", "limits"})
+"""Operations after which somebody who waits may look again; so he may after another's ``reserve``: the line moves."""
 
 Line = tuple[Operation, dict[str, object]]
 """An operation to be entered, and its detail."""
@@ -21,11 +24,14 @@ class Read(NamedTuple):
         snapshot: the state to begin with, where the entries asked for have been pruned.
         entries: all after it, or after the last one known, in order; those appended are the last of them.
         appended: whether there are any.
+        lost: the database has lost the last entry known. What it still has comes from the beginning, nothing was
+            appended, and whoever reads this enters what he knows more.
     """
 
     snapshot: State | None
     entries: list[Entry]
     appended: bool
+    lost: bool = False
 
 
 class Journal(Protocol):

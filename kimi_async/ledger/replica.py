@@ -12,12 +12,14 @@ Pure arithmetic: times are arguments, in seconds of the journal's clock.
 """
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from kimi_async.budgets import Budgets, Charge, Denial, Lesson
 from kimi_async.limits import Cost, RateLimits
 from kimi_async.refusal import Refusal
+from kimi_async.window import Log
 
 LEASE = 30.0
 """Seconds after which a process that gave no sign of life has died: its slots come back, its tokens stay charged."""
@@ -31,6 +33,7 @@ TURN = 1.0
 
 Operation = Literal[
     "join",
+    "recall",
     "alive",
     "part",
     "dead",
@@ -87,6 +90,7 @@ class Replica:
     operation detail                                  what it does
     ========= ======================================= ===============================================================
     join      ``address``                             a process begins to take part
+    recall    the fields of `State`                   a process knows of entries that the database has lost
     alive                                             it still does
     part                                              it goes, as if it had died
     dead      ``process``                             somebody found that it had: what was pending counts as sent
@@ -114,11 +118,18 @@ class Replica:
     def apply(self, entry: Entry) -> Lesson | None:
         """Let an entry take effect; the lesson, if it is a refusal's."""
         self.last, self.now = entry.id, entry.at
+        self.books.denial(entry.at, Cost(0))  # what the clock does to the books, it does here, for all alike
+        if entry.operation == "recall":
+            from .recall import recall  # noqa: PLC0415 - it imports this module
+
+            recall(self, entry.detail, entry.process, entry.at)
         process = self.processes.get(entry.process)
         if entry.operation == "join":
             process = self.processes[entry.process] = Process(str(entry.detail["address"]), entry.at)
         elif entry.operation == "limits":
             self._configure(RateLimits(**entry.detail))  # type: ignore[arg-type]
+        elif entry.operation == "pause":
+            self.books.pause(entry.at, _refusal(entry.detail))
         if process is None:
             return None  # it was taken for dead, and its reservations have ended
         process.seen = entry.at
@@ -126,8 +137,6 @@ class Replica:
             return self._settle(entry, process)
         if entry.operation == "reserve":
             process.charges[entry.id] = self.books.take(int(str(entry.detail["tokens"])))
-        elif entry.operation == "pause":
-            self.books.pause(entry.at, _refusal(entry.detail))
         self._move_line(entry)
         return None
 
@@ -137,12 +146,19 @@ class Replica:
                 self.line.setdefault(entry.process)
             case "leave" | "reserve":
                 self.line.pop(entry.process, None)
-            case "pass":
-                self.line.pop(str(entry.detail["process"]), None)
             case "part":
                 self._remove(entry.process, entry.at)
-            case "dead":
-                self._remove(str(entry.detail["process"]), entry.at)
+            case "pass" | "dead":
+                self._depart(entry.operation, str(entry.detail["process"]), entry.at)
+
+    def _depart(self, operation: Operation, name: str, now: float) -> None:
+        """It may have shown life in an entry that whoever entered this had not read."""
+        if (operation, name) not in self.departed(now):
+            return
+        if operation == "dead":
+            self._remove(name, now)
+        else:
+            del self.line[name]
 
     def _settle(self, entry: Entry, process: Process) -> Lesson | None:
         number = int(str(entry.detail["charge"]))
@@ -150,7 +166,8 @@ class Replica:
         if charge is None:
             return None
         if entry.operation == "sent":
-            self.books.sent(entry.at, charge)
+            if charge.state == "pending":  # it may have been entered twice, where the first time's answer was lost
+                self.books.sent(entry.at, charge)
             return None
         del process.charges[number]
         if entry.operation == "cancel":
@@ -197,12 +214,39 @@ class Replica:
 
     def denial(self, now: float, process: str, cost: Cost) -> Denial | None:
         """Why this process may not reserve now; None if it may."""
-        denial = self.books.denial(now, cost)
         if self.first() not in {None, process}:
             return Denial("turn", TURN)
-        return denial
+        return self.books_at(now).denial(max(now, self.now), cost)
+
+    def books_at(self, now: float) -> Budgets:
+        """The books to be asked what holds at ``now``. Asking changes them, so these are a copy.
+
+        Did replicas change by what is asked of them, they would differ: a refusal takes tokens out of a window, and a
+        pause widens it, and whoever has looked at a later time before he reads of it has forgotten more.
+        """
+        twin = copy(self.books)
+        twin.minute, twin.day = _copy_log(twin.minute), _copy_log(twin.day)
+        twin._pauses = dict(twin._pauses)  # noqa: SLF001 - which is cleared when a probe has passed
+        return twin
+
+
+SomeLog = TypeVar("SomeLog", bound=Log)
+
+
+def _copy_log(log: SomeLog) -> SomeLog:
+    """A log that can forget on its own; the entries are shared, for only a journal's entries change them."""
+    twin = copy(log)
+    for name in ("_entries", "_days"):
+        if hasattr(twin, name):
+            setattr(twin, name, copy(getattr(twin, name)))
+    return twin
 
 
 def _refusal(detail: dict[str, object]) -> Refusal:
     fields = {name: detail.get(name) for name in Refusal.__dataclass_fields__}
     return Refusal(**fields)  # type: ignore[arg-type]
+
+
+def spans(limits: RateLimits) -> tuple[object, ...]:
+    """What an account's windows are made of; a ledger keeps them as they were first."""
+    return limits.minute, limits.day, limits.day_zone

@@ -21,6 +21,7 @@ def dump(replica: Replica) -> State:
     """The whole state, as JSON holds it."""
     books = replica.books
     minute, day = _entries(books.minute), _entries(books.day)
+    minute_places, day_places = _places(minute), _places(day)
     charges = [
         {
             "process": name,
@@ -28,8 +29,8 @@ def dump(replica: Replica) -> State:
             "tokens": charge.tokens,
             "round": charge.round,
             "state": charge.state,
-            "minute": _place(minute, charge, "minute_entry"),
-            "day": _place(day, charge, "day_entry"),
+            "minute": minute_places.get(id(getattr(charge, "minute_entry", None))),
+            "day": day_places.get(id(getattr(charge, "day_entry", None))),
         }
         for name, process in replica.processes.items()
         for number, charge in process.charges.items()
@@ -108,9 +109,8 @@ def _entries(log: object) -> list[Entry]:
     return list(log._days)
 
 
-def _place(entries: list[Entry], charge: Charge, name: str) -> int | None:
-    entry = getattr(charge, name, None)
-    return next((place for place, one in enumerate(entries) if one is entry), None)
+def _places(entries: list[Entry]) -> dict[int, int]:
+    return {id(entry): place for place, entry in enumerate(entries)}
 
 
 def _fill(log: object, written: Iterable[tuple[float, int, int]]) -> list[Entry]:

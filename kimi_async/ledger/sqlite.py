@@ -31,10 +31,14 @@ SCHEMA_VERSION = 1
 BUSY = 10.0
 """Seconds that a transaction waits for those of other processes, which take a tenth of a millisecond each."""
 
+STEP = 1.0
+"""Seconds by which the system's clock must have fallen behind the last entry to have been set back. The journal's goes
+on from that entry then, and stays ahead of the system's: did it wait instead, so would everybody."""
+
 _SCHEMA = """
 CREATE TABLE account (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, last INTEGER NOT NULL DEFAULT 0,
-                      at REAL NOT NULL DEFAULT 0, tight INTEGER NOT NULL DEFAULT 0, pruned INTEGER NOT NULL DEFAULT 0,
-                      snapshot TEXT);
+                      at REAL NOT NULL DEFAULT 0, ahead REAL NOT NULL DEFAULT 0, tight INTEGER NOT NULL DEFAULT 0,
+                      pruned INTEGER NOT NULL DEFAULT 0, snapshot TEXT);
 CREATE TABLE journal (account INTEGER NOT NULL, id INTEGER NOT NULL, at REAL NOT NULL, process TEXT NOT NULL,
                       operation TEXT NOT NULL, detail TEXT NOT NULL, PRIMARY KEY (account, id)) WITHOUT ROWID;
 """
@@ -46,27 +50,30 @@ class SQLiteJournal:
     Args:
         path: created if need be, for its owner alone.
         account: its name in the file.
+        busy: seconds that a transaction waits for those of other processes.
 
     Raises:
         ConfigurationError: the file is no ledger, or one of another version.
         LedgerUnavailable: it cannot be opened.
     """
 
-    def __init__(self, path: Path, account: str) -> None:
+    def __init__(self, path: Path, account: str, *, busy: float = BUSY) -> None:
         self._path = path
         self._account = account
+        self._busy = busy
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kimi_async ledger")
         self._connection: sqlite3.Connection | None = None
         self._number = 0
         self._socket: asyncio.DatagramTransport | None = None
         self._at = 0.0
+        self._ahead = 0.0
 
     def __repr__(self) -> str:
         return f"<SQLiteJournal {self._path}, account {self._account!r}>"
 
     def now(self) -> float:
-        """Unix time, which never falls behind an entry that was read."""
-        return max(self._at, time.time())
+        """Unix time, or ahead of it if that was set back; never behind an entry that was read."""
+        return max(self._at, time.time() + self._ahead)
 
     async def append(self, last: int, process: str, lines: list[Line], *, unless_tightened: bool) -> Read:
         """Enter lines, all or none, and read what others entered since."""
@@ -87,7 +94,10 @@ class SQLiteJournal:
                 on_wake()
 
         loop = asyncio.get_running_loop()
-        self._socket, _ = await loop.create_datagram_endpoint(Receiver, local_addr=("127.0.0.1", 0))
+        try:
+            self._socket, _ = await loop.create_datagram_endpoint(Receiver, local_addr=("127.0.0.1", 0))
+        except OSError as exc:
+            raise LedgerUnavailable(f"no port of loopback to be woken on: {exc}") from exc
         return str(self._socket.get_extra_info("sockname")[1])
 
     def wake(self, address: str) -> None:
@@ -112,9 +122,9 @@ class SQLiteJournal:
     def _translated(self, work: Callable[[], Result]) -> Result:
         try:
             return work()
-        except sqlite3.DatabaseError as exc:
-            if isinstance(exc, sqlite3.OperationalError):
-                raise LedgerUnavailable(f"{self._path}: {exc}") from exc
+        except (OSError, sqlite3.OperationalError) as exc:
+            raise LedgerUnavailable(f"{self._path}: {exc}") from exc
+        except (sqlite3.DatabaseError, ValueError) as exc:  # or a line of it is no JSON
             raise ConfigurationError(f"{self._path} is no ledger of kimi_async: {exc}; name another file") from exc
 
     def _open(self) -> sqlite3.Connection:
@@ -122,21 +132,34 @@ class SQLiteJournal:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileExistsError):
                 os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-            connection = sqlite3.connect(self._path, timeout=BUSY, isolation_level=None, check_same_thread=False)
+            self._recognize()
+            connection = sqlite3.connect(self._path, timeout=self._busy, isolation_level=None, check_same_thread=False)
             try:
-                self._check(connection)
+                self._prepare(connection)
             except BaseException:
                 connection.close()
                 raise
             self._connection = connection
         return self._connection
 
-    def _check(self, connection: sqlite3.Connection) -> None:
-        """Recognize a ledger, or make one of an empty file; any other file is left as it is."""
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if application != APPLICATION_ID and tables:
+    def _recognize(self) -> None:
+        """Refuse what is neither a ledger nor empty, on a connection that cannot write, so it is left as it is."""
+        uri = f"{self._path.absolute().as_uri()}?mode=ro"
+        connection = sqlite3.connect(uri, uri=True, timeout=self._busy, isolation_level=None)
+        try:
+            with _deferred(connection):
+                (application,) = connection.execute("PRAGMA application_id").fetchone()
+                (version,) = connection.execute("PRAGMA user_version").fetchone()
+                (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        finally:
+            connection.close()
+        if application != APPLICATION_ID and (application or tables):
             raise ConfigurationError(f"{self._path} is a database of something else; name another file")
+        if application == APPLICATION_ID and version != SCHEMA_VERSION:
+            raise ConfigurationError(f"{self._path} has version {version}, this package writes {SCHEMA_VERSION}")
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        """Make a ledger of an empty file, and see that the account is in it."""
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         with _immediate(connection):
@@ -146,9 +169,6 @@ class SQLiteJournal:
                     connection.execute(statement)
                 connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version != SCHEMA_VERSION:
-                raise ConfigurationError(f"{self._path} has version {version}, this package writes {SCHEMA_VERSION}")
             connection.execute("INSERT OR IGNORE INTO account (name) VALUES (?)", (self._account,))
             query = "SELECT number FROM account WHERE name = ?"
             (self._number,) = connection.execute(query, (self._account,)).fetchone()
@@ -156,16 +176,17 @@ class SQLiteJournal:
     def _append(self, last: int, process: str, lines: list[Line], *, unless_tightened: bool) -> Read:
         connection = self._open()
         with _immediate(connection) if lines else _deferred(connection):
-            query = "SELECT last, at, tight, pruned, snapshot FROM account WHERE number = ?"
-            newest, at, tight, pruned, kept = connection.execute(query, (self._number,)).fetchone()
-            snapshot: State | None = None
-            if last < pruned:
-                snapshot = json.loads(kept)
-                last = snapshot["last"]
+            query = "SELECT last, at, ahead, tight, pruned FROM account WHERE number = ?"
+            newest, at, self._ahead, tight, pruned = connection.execute(query, (self._number,)).fetchone()
+            barred = unless_tightened and tight > last
+            snapshot: State | None = self._snapshot(connection) if last < pruned else None
+            last = last if snapshot is None else snapshot["last"]
             entries = self._after(connection, last) if newest > last else []
-            if not lines or (unless_tightened and tight > last):
+            if barred or not lines:
                 return Read(snapshot, entries, appended=False)
-            at = max(at, time.time())
+            if time.time() + self._ahead < at - STEP:
+                self._ahead = at - time.time()
+            at = max(at, time.time() + self._ahead)
             own = [Entry(newest + n, at, process, *line) for n, line in enumerate(lines, start=1)]
             connection.executemany(
                 "INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?)",
@@ -173,10 +194,15 @@ class SQLiteJournal:
             )
             tightened = [entry.id for entry in own if entry.operation in TIGHTENING]
             connection.execute(
-                "UPDATE account SET last = ?, at = ?, tight = ? WHERE number = ?",
-                (own[-1].id, at, max(tightened, default=tight), self._number),
+                "UPDATE account SET last = ?, at = ?, ahead = ?, tight = ? WHERE number = ?",
+                (own[-1].id, at, self._ahead, max(tightened, default=tight), self._number),
             )
         return Read(snapshot, entries + own, appended=True)
+
+    def _snapshot(self, connection: sqlite3.Connection) -> State:
+        query = "SELECT snapshot FROM account WHERE number = ?"
+        state: State = json.loads(connection.execute(query, (self._number,)).fetchone()[0])
+        return state
 
     def _after(self, connection: sqlite3.Connection, last: int) -> list[Entry]:
         query = "SELECT id, at, process, operation, detail FROM journal WHERE account = ? AND id > ? ORDER BY id"
@@ -222,7 +248,8 @@ def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
     connection.execute(begin)
     try:
         yield
+        connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:  # some errors have ended it already
+            connection.execute("ROLLBACK")
         raise
-    connection.execute("COMMIT")
