@@ -56,10 +56,11 @@ WINDOWED: frozenset[str] = frozenset({"rpm", "tpm", "tpd"})
 class Denial(NamedTuple):
     """Why a cost does not fit now, and in how many seconds it will.
 
-    ``wait`` is infinite where no clock helps: another request must end first, or be cancelled.
+    ``wait`` is infinite where no clock helps: another request must end first, or be cancelled. ``"turn"`` is that of
+    another process.
     """
 
-    reason: Budget | Literal["probe"]
+    reason: Budget | Literal["probe", "turn"]
     wait: float
 
 
@@ -139,6 +140,11 @@ class Budgets:
 
     def reserve(self, now: float, cost: Cost) -> Charge | Denial:
         """Take all four budgets for a cost, or none of them."""
+        denial = self.denial(now, cost)
+        return self.take(cost.tokens) if denial is None else denial
+
+    def denial(self, now: float, cost: Cost) -> Denial | None:
+        """Why a cost does not fit now; None if it does."""
         if now >= self._quiet_at:
             self._relax_guard(now)
         minute, day = self.minute, self.day
@@ -146,8 +152,7 @@ class Budgets:
             minute.expire(now)
         if now >= day.due:
             day.expire(now)
-        own = cost.tokens
-        tokens = self._pending_tokens + own
+        tokens = self._pending_tokens + cost.tokens
         fits = (
             self._in_flight < self._slots
             and minute.requests + self._pending < self._rpm
@@ -155,12 +160,14 @@ class Budgets:
             and day.tokens + tokens <= self._tpd
             and not self._pauses
         )
-        if not fits and (denial := self._denial(now, tokens)):
-            return denial
+        return None if fits else self._denial(now, tokens)
+
+    def take(self, tokens: int) -> Charge:
+        """Book a reservation that was admitted, here or by another process on the same account."""
         self._in_flight += 1
         self._pending += 1
-        self._pending_tokens = tokens
-        charge = Charge(own, self._round)
+        self._pending_tokens += tokens
+        charge = Charge(tokens, self._round)
         if self._pauses:
             self.probe = charge
         return charge
@@ -202,6 +209,10 @@ class Budgets:
     def paused_until(self) -> float:
         """The time at which the last pause ends; minus infinity where there is none."""
         return max(self._pauses.values(), default=-math.inf)
+
+    def paused(self, now: float) -> dict[Budget, float]:
+        """Budgets that a pause keeps closed, with the seconds that it still lasts."""
+        return {budget: until - now for budget, until in self._pauses.items() if until > now}
 
     def sent(self, now: float, charge: Charge) -> None:
         """The request has been written to its connection."""
@@ -307,14 +318,12 @@ class Budgets:
     def pause(self, now: float, refusal: Refusal) -> float:
         """Close a budget whose refusal our books do not explain; the seconds it stays closed.
 
-        As long as the gateway asks for, doubled while probes are refused, up to the whole window. RPM and TPM widen
-        the guard too.
+        RPM and TPM widen the guard too.
         """
         budget = refusal.budget
         if budget is None:
             return 0.0
-        longest = self._limits.minute + self.guard
-        seconds = min((refusal.retry_after or self._limits.minute / 60) * 2.0**self._streak, longest)
+        seconds = self.pause_length(refusal)
         self._pauses[budget] = now + seconds
         self._streak += 1
         if budget in {"rpm", "tpm"}:
@@ -322,11 +331,17 @@ class Budgets:
             self._quiet_at = now + self._limits.minute
         return seconds
 
+    def pause_length(self, refusal: Refusal) -> float:
+        """As long as the gateway asks for, doubled while probes are refused, up to the whole window."""
+        asked = refusal.retry_after or self._limits.minute / 60
+        return min(asked * 2.0**self._streak, self._limits.minute + self.guard)
+
     def _relax_guard(self, now: float) -> None:
         """Halve a widened guard after each minute without an unexplained refusal."""
         least = GUARD * self._limits.minute
-        self._set_guard(max(self.guard / 2, least))
-        self._quiet_at = now + self._limits.minute if self.guard > least else math.inf
+        while now >= self._quiet_at:  # by the clock alone, whenever somebody looks
+            self._set_guard(max(self.guard / 2, least))
+            self._quiet_at = self._quiet_at + self._limits.minute if self.guard > least else math.inf
 
     def _set_guard(self, guard: float) -> None:
         self.guard = guard

@@ -7,6 +7,7 @@
     ├── RequestTooLarge             no wait can make it fit a budget or the model
     ├── WaitTooLong                 it would fit, but after the caller's deadline
     ├── DailyBudgetExhausted        TPD is spent; resume when the day has moved on
+    ├── LedgerUnavailable           the books that processes share cannot be reached
     ├── LimiterClosed               the limiter was closed while the request was in line; it was not sent
     ├── APIConnectionError          no answer: refused, dropped, unreadable
     │   ├── APITimeoutError         no answer in time
@@ -89,6 +90,10 @@ class DailyBudgetExhausted(KimiError):
     def __init__(self, message: str, *, resets_in: float) -> None:
         super().__init__(message)
         self.resets_in = resets_in
+
+
+class LedgerUnavailable(KimiError):
+    """The ledger cannot be read or written; the request was not sent, for nobody knows whether there is room."""
 
 
 class LimiterClosed(KimiError):

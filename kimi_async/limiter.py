@@ -5,13 +5,14 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import Literal
 
 from .budgets import MAX_GUARD, WINDOWED
 from .errors import DailyBudgetExhausted, LimiterClosed, RequestTooLarge, WaitTooLong
 from .events import EventHook, ForeignUsage, LimitAdopted, Refused, log_event
-from .ledger import Charge, Denial, Ledger
+from .ledger import Charge, Denial, Ledger, Lesson
 from .ledger.memory import MemoryLedger
 from .limits import Cost, RateLimits, Usage
 from .line import Line, Waiter
@@ -85,7 +86,7 @@ class RateLimiter:
         return self.ledger.limits
 
     def try_acquire(self, cost: Cost) -> Reservation | None:
-        """A reservation if there is room now and nobody waits, else None.
+        """A reservation if there is room now and nobody waits, else None; always None where a ledger must be asked.
 
         Raises:
             RequestTooLarge: there will never be room.
@@ -130,7 +131,7 @@ class RateLimiter:
         self._closed.set()
         gatekeeper = Waiter(-1, Cost(0))  # stands at the head for ever, so that nobody is served without a look
         gatekeeper.admitted = True
-        self._join(gatekeeper)
+        self._line.join(gatekeeper)  # without asking for room
         for waiter in self._line:
             waiter.wake()
 
@@ -167,8 +168,8 @@ class RateLimiter:
         """A reservation if there is room now and nobody waits: what the three verbs have in common."""
         if self._line.head is not None or not self._pace.ready():
             return None
-        verdict = self.ledger.reserve(cost)
-        if isinstance(verdict, Denial):
+        verdict = self.ledger.reserve_now(cost)
+        if not isinstance(verdict, Charge):
             return None
         self._pace.take()
         return Reservation(self, verdict, cost, next(self._places) if place is None else place)
@@ -198,18 +199,19 @@ class RateLimiter:
         if not waiter.admitted:
             self._forecast = None  # it had counted on this one
         self._line.leave(waiter)
-        if self._line.head is None:
+        if len(self._line) == self._closed.is_set():
             self.ledger.unsubscribe(self._on_room)
 
     async def _turn(self, waiter: Waiter, max_wait: float | None) -> Charge:
         """Sleep until the waiter is the head, there is room, and the pace lets it go."""
         while True:
+            waiter.look()
             self._refuse_closed()
             if waiter is not self._line.head:
                 await waiter.sleep()
                 continue
             self._refuse_impossible(waiter.cost)
-            verdict = self.ledger.reserve(waiter.cost)
+            verdict = await self.ledger.reserve(waiter.cost)
             if isinstance(verdict, Charge):
                 break
             self._refuse_exhausted_day(verdict, max_wait)
@@ -247,8 +249,9 @@ class RateLimiter:
 
     def learn(self, charge: Charge, refusal: Refusal) -> None:
         """End a refused reservation, and draw the lessons: ``Reservation.refused`` comes here."""
-        configured = self.limits
-        lesson = self.ledger.refuse(charge, refusal)
+        self.ledger.refuse(charge, refusal, partial(self._learned, refusal, self.limits))
+
+    def _learned(self, refusal: Refusal, configured: RateLimits, lesson: Lesson) -> None:
         budget = refusal.budget
         if budget is None:
             return

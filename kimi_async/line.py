@@ -11,7 +11,7 @@ from .limits import Cost
 class Waiter:
     """One request in line. It sleeps until it is woken, to look whether its turn has come."""
 
-    __slots__ = ("_alarm", "admitted", "cost", "left", "place")
+    __slots__ = ("_alarm", "_woken", "admitted", "cost", "left", "place")
 
     def __init__(self, place: int, cost: Cost) -> None:
         self.place = place
@@ -19,9 +19,16 @@ class Waiter:
         self.admitted = False
         self.left = False
         self._alarm: asyncio.Future[None] | None = None
+        self._woken = False
+
+    def look(self) -> None:
+        """It looks now: what happened up to here has woken it."""
+        self._woken = False
 
     async def sleep(self) -> None:
-        """Wait for the next ``wake``."""
+        """Wait for the next ``wake``, or for none if there was one since the last ``look``."""
+        if self._woken:
+            return
         self._alarm = asyncio.get_running_loop().create_future()
         try:
             await self._alarm
@@ -30,6 +37,7 @@ class Waiter:
 
     def wake(self) -> None:
         """Let it look again."""
+        self._woken = True
         if self._alarm is not None and not self._alarm.done():
             self._alarm.set_result(None)
 

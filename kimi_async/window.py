@@ -100,7 +100,7 @@ class SlidingLog:
     def retract(self, now: float, entry: Entry, tokens: int) -> None:
         """Take tokens back out of an entry, unless it has left the window by itself."""
         self.expire(now)
-        if entry.at > now - self.span + TICK:
+        if self._entries and entry.at >= self._entries[0].at:  # a window that has grown gets nothing back
             entry.tokens -= tokens
             self.tokens -= tokens
 

@@ -46,3 +46,11 @@ def run_virtual(main):
     """Run a coroutine on virtual time, for tests that make many loops, such as hypothesis's."""
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         return runner.run(main)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _state_of_their_own(tmp_path_factory):
+    """No test reads or writes what the user keeps: ledgers, histories."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield

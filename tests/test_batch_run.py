@@ -89,7 +89,7 @@ async def test_ledgers_are_opened_by_url():
     """What there is; a password in a URL that is none is not shown."""
     assert isinstance(await open_ledger("memory:"), MemoryLedger)
     with pytest.raises(ConfigurationError, match="memory:") as caught:
-        await open_ledger("redis://user:secret@host/0")
+        await open_ledger("postgres://user:secret@host/0")
     assert "secret" not in str(caught.value)
     with pytest.raises(ConfigurationError):
         await open_ledger("memory")

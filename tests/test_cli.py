@@ -115,7 +115,7 @@ def test_duplicate_names_are_refused_before_anything_is_sent(tmp_path):
         (["batch", "-", "-o", "out.jsonl", "--limits", "tier9"], "tier9"),
         (["batch", "-"], "--output"),
         (["batch", "-", "-o", "out.jsonl", "--tpd", "0"], "tpd=0: a limit is at least 1"),
-        (["batch", "-", "-o", "out.jsonl", "--ledger", "redis://:secret@host/0"], "redis://…@host/0"),
+        (["batch", "-", "-o", "out.jsonl", "--ledger", "postgres://:secret@host/0"], "postgres://…"),
         (["batch", "-", "-o", "out.jsonl", "--base-url", "api.moonshot.cn"], "must begin with https://"),
         (["bath"], "bath"),
     ],

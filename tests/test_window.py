@@ -116,3 +116,13 @@ def test_what_leaves_just_before_midnight_counts_for_both_days():
     log.expire(10.0)
     assert log.tokens == 100
     assert log.wait(10.0, 0, 1) == pytest.approx(86_400 - 10 + 2)
+
+
+def test_a_window_that_has_grown_gives_nothing_back_that_it_had_forgotten():
+    """The guard may widen after an entry has left; its tokens are not taken off twice."""
+    log = SlidingLog(60)
+    entry = log.add(0, 1, 10)
+    log.expire(61)
+    log.span = 70
+    log.retract(62, entry, 10)
+    assert (log.requests, log.tokens) == (0, 0)

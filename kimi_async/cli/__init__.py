@@ -9,11 +9,12 @@ import sys
 from cyclopts import App, CycloptsError
 from rich.console import Console
 
-from kimi_async.errors import ConfigurationError
+from kimi_async.errors import ConfigurationError, LedgerUnavailable
 
 from .batch import batch
 from .chat import chat
 from .count import count
+from .limits import limits
 from .mock import mock
 from .options import CLOSED_PIPE, INTERRUPTED, STDIN, USAGE
 
@@ -26,6 +27,7 @@ app = App(
 app.command(batch)
 app.command(chat)
 app.command(count)
+app.command(limits)
 app.command(mock)
 
 
@@ -37,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
         status = app(words, exit_on_error=False, error_console=stderr, result_action="return_value")
     except CycloptsError:
         status = USAGE  # cyclopts has said what is wrong
-    except ConfigurationError as exc:
+    except (ConfigurationError, LedgerUnavailable) as exc:
         stderr.print(f"kimi-async: {exc}", markup=False, highlight=False)
         status = USAGE
     except KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """The gateway that a command talks to, and the client for it."""
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -8,9 +9,9 @@ from typing import Annotated
 import httpx
 from cyclopts import Parameter
 
-from kimi_async.client import AsyncKimi
+from kimi_async.client import BASE_URL, AsyncKimi
 from kimi_async.events import EventHook
-from kimi_async.ledger import open_ledger
+from kimi_async.ledger import account_of_key, open_ledger
 from kimi_async.limits import RateLimits
 from kimi_async.mock import MockSettings, spawn
 from kimi_async.models import Currency
@@ -24,8 +25,11 @@ class GatewayOptions:
 
     base_url: str | None = None
     """Instead of MOONSHOT_BASE_URL or https://api.moonshot.cn/v1."""
-    ledger: str = "memory:"
-    """Where the account's requests are recorded."""
+    ledger: str | None = None
+    """Where the account's requests are recorded: sqlite:///path, redis://host, or memory: for this run alone. Default:
+    the user's own file, so that runs share the account and its day; memory: for a mock on this machine."""
+    account: str | None = None
+    """Name of the account in the ledger. Default: one for each API key."""
     pace: PaceMode = "smooth"
     """"even" spaces requests at minute / rpm, for a gateway that refuses bursts."""
     mock: Annotated[bool, Parameter(negative="")] = False
@@ -46,16 +50,33 @@ class GatewayOptions:
         """
         with ExitStack() as stack:
             base_url = stack.enter_context(spawn(replace(mock, limits=limits))) if self.mock else self.base_url
-            kimi = AsyncKimi(
-                api_key="mock" if self.mock else None,
-                base_url=base_url,
-                limits=limits,
-                ledger=await open_ledger(self.ledger),
-                pace=self.pace,
-                on_event=on_event,
-            )
-            async with kimi:
-                yield kimi
+            url = self.ledger or default_ledger(base_url)
+            books = await open_ledger(url, account=self.account or account_of())
+            try:
+                kimi = AsyncKimi(
+                    api_key="mock" if self.mock else None,
+                    base_url=base_url,
+                    limits=limits,
+                    ledger=books,
+                    pace=self.pace,
+                    on_event=on_event,
+                )
+                async with kimi:
+                    yield kimi
+            finally:
+                await books.aclose()
+
+
+def default_ledger(base_url: str | None) -> str:
+    """The user's own ledger; the memory of this process for a gateway on this machine, which is somebody's mock."""
+    url = base_url or os.environ.get("MOONSHOT_BASE_URL") or os.environ.get("KIMI_BASE_URL") or BASE_URL
+    return "memory:" if httpx.URL(url).host in {"127.0.0.1", "localhost", "::1"} else "sqlite:"
+
+
+def account_of() -> str:
+    """The name under which the account of this environment's key is kept."""
+    key = os.environ.get("MOONSHOT_API_KEY") or os.environ.get("KIMI_API_KEY")
+    return account_of_key(key) if key else "default"
 
 
 def currency_of(base_url: str) -> Currency:

@@ -5,14 +5,18 @@ none, in one step. Everything that a limiter asks of it is on this screen.
 """
 
 from collections.abc import Callable, Iterable
+from hashlib import blake2b
+from pathlib import Path
 from typing import Protocol
+
+import platformdirs
 
 from kimi_async.budgets import Charge, Denial, Lesson
 from kimi_async.errors import ConfigurationError
 from kimi_async.limits import Cost, RateLimits, Usage
 from kimi_async.refusal import Refusal
 
-__all__ = ["Charge", "Denial", "Ledger", "Lesson", "OnRoom", "open_ledger"]
+__all__ = ["Charge", "Denial", "Ledger", "Lesson", "OnRoom", "account_of_key", "open_ledger"]
 
 
 class OnRoom(Protocol):
@@ -38,8 +42,12 @@ class Ledger(Protocol):
     def unsubscribe(self, on_room: OnRoom) -> None:
         """Call it no longer."""
 
-    def reserve(self, cost: Cost) -> Charge | Denial:
+    def reserve_now(self, cost: Cost) -> Charge | Denial | None:
+        """What ``reserve`` does, where it takes no waiting for others; else None."""
+
+    async def reserve(self, cost: Cost) -> Charge | Denial:
         """Take all four budgets, or none and say what is missing and for how long."""
+        ...
 
     def sent(self, charge: Charge) -> None:
         """The request has been written: from now on it counts in the window."""
@@ -50,8 +58,8 @@ class Ledger(Protocol):
     def cancel(self, charge: Charge) -> None:
         """Give everything back; only before the request was sent."""
 
-    def refuse(self, charge: Charge, refusal: Refusal) -> Lesson:
-        """End a refused reservation and learn from the refusal."""
+    def refuse(self, charge: Charge, refusal: Refusal, learned: Callable[[Lesson], None]) -> None:
+        """End a refused reservation and learn from the refusal; ``learned`` is told what."""
 
     def pause(self, refusal: Refusal) -> float:
         """Close a budget for a while; returns for how long."""
@@ -65,26 +73,52 @@ class Ledger(Protocol):
     def usage(self) -> Usage:
         """How much of each budget is taken."""
 
+    async def aclose(self) -> None:
+        """Let go of what it holds open; the books stay where they are."""
 
-async def open_ledger(url: str) -> Ledger:
+
+async def open_ledger(url: str, *, account: str = "default", patient: bool = True) -> Ledger:
     """Open the ledger that a URL names.
 
     Args:
-        url: ``"memory:"``, the books of this process, forgotten when it ends.
+        url: ``"memory:"``, the books of this process, forgotten when it ends; ``"sqlite:///path"``, a file that the
+            processes of one machine share; ``"sqlite:"``, the user's own such file; ``"redis://host:port/db"``,
+            ``"rediss://…"`` with TLS or ``"unix:///path"``, a Valkey or Redis that many machines share (the package's
+            extra ``redis``).
+        account: whose books in it. Limits belong to an account, whatever keys it has.
+        patient: whether requests wait while a shared ledger cannot be reached; else they get LedgerUnavailable. None
+            is ever let in unseen.
 
     Raises:
-        ConfigurationError: no such kind of ledger.
+        ConfigurationError: no such kind of ledger, or its extra is not installed.
     """
-    from .memory import MemoryLedger  # noqa: PLC0415 - it imports this module
-
-    kinds: dict[str, Callable[[], Ledger]] = {"memory": MemoryLedger}
     scheme, colon, rest = url.partition(":")
-    if scheme not in kinds or not colon or rest:
-        known = ", ".join(f"{kind}:" for kind in kinds)
-        raise ConfigurationError(f"no ledger is called {_without_password(url)!r}; there is {known}")
-    return kinds[scheme]()
+    if scheme == "memory" and colon and not rest:
+        from .memory import MemoryLedger  # noqa: PLC0415 - it imports this module
+
+        return MemoryLedger()
+    if scheme == "sqlite" and colon and (not rest or rest.startswith("///")):
+        from .shared import SharedLedger  # noqa: PLC0415 - likewise
+        from .sqlite import SQLiteJournal  # noqa: PLC0415 - likewise
+
+        path = Path(rest.removeprefix("//")) if rest else platformdirs.user_state_path("kimi_async") / "ledger.sqlite3"
+        return SharedLedger(SQLiteJournal(path, account), patient=patient)
+    if scheme in {"redis", "rediss", "unix"} and rest.startswith("//"):
+        return _redis(url, account, patient=patient)
+    shown = url if "//" not in url else f"{scheme}://…"  # which may have a password
+    raise ConfigurationError(f"no ledger is called {shown!r}; there is memory:, sqlite:///path, sqlite:, redis://host")
 
 
-def _without_password(url: str) -> str:
-    before, at, host = url.rpartition("@")
-    return f"{before.partition('://')[0]}://…@{host}" if at else url
+def account_of_key(api_key: str) -> str:
+    """A name for the account of a key that nobody has named: a digest, from which the key cannot be told."""
+    return f"key-{blake2b(api_key.strip().encode(), digest_size=8, person=b'kimi_async').hexdigest()}"
+
+
+def _redis(url: str, account: str, *, patient: bool) -> Ledger:
+    from .shared import SharedLedger  # noqa: PLC0415 - it imports this module
+
+    try:
+        from .redis import RedisJournal  # noqa: PLC0415 - its library is an extra
+    except ModuleNotFoundError as exc:
+        raise ConfigurationError("a ledger in Valkey or Redis needs: pip install 'kimi_async[redis]'") from exc
+    return SharedLedger(RedisJournal(url, account), patient=patient)

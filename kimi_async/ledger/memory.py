@@ -57,9 +57,13 @@ class MemoryLedger:
         for on_room in tuple(self._subscribers):
             on_room(slot_only=slot_only)
 
-    def reserve(self, cost: Cost) -> Charge | Denial:
+    def reserve_now(self, cost: Cost) -> Charge | Denial:
         """Take all four budgets, or none and say what is missing and for how long."""
         return self._books.reserve(self._time(), cost)
+
+    async def reserve(self, cost: Cost) -> Charge | Denial:
+        """The same."""
+        return self.reserve_now(cost)
 
     def sent(self, charge: Charge) -> None:
         """The request has been written: from now on it counts in the window."""
@@ -80,11 +84,11 @@ class MemoryLedger:
         self._books.cancel(charge)
         self._notify(slot_only=False)
 
-    def refuse(self, charge: Charge, refusal: Refusal) -> Lesson:
-        """End a refused reservation and learn from the refusal."""
+    def refuse(self, charge: Charge, refusal: Refusal, learned: Callable[[Lesson], None]) -> None:
+        """End a refused reservation and learn from the refusal; ``learned`` is told what."""
         lesson = self._books.refuse(self._time(), charge, refusal)
         self._notify(slot_only=False)
-        return lesson
+        learned(lesson)
 
     def pause(self, refusal: Refusal) -> float:
         """Close a budget for a while; returns for how long."""
@@ -104,3 +108,6 @@ class MemoryLedger:
     def usage(self) -> Usage:
         """How much of each budget is taken."""
         return self._books.usage(self._time())
+
+    async def aclose(self) -> None:
+        """Nothing is open."""

@@ -1,0 +1,60 @@
+"""What a process has yet to enter in its account's journal, and what it asks of it, in order."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from kimi_async.budgets import Charge, Denial, Lesson
+from kimi_async.limits import Cost
+
+from .replica import Operation
+
+
+@dataclass(slots=True)
+class Told:
+    """An operation to be entered; ``learned`` is told what a refusal taught."""
+
+    operation: Operation
+    detail: dict[str, object] = field(default_factory=dict)
+    charge: Charge | None = None
+    learned: Callable[[Lesson], None] | None = None
+
+
+@dataclass(slots=True)
+class Asked:
+    """A request that wants in."""
+
+    cost: Cost
+    answer: "asyncio.Future[Charge | Denial]"
+
+
+@dataclass(slots=True)
+class Look:
+    """There is something to be read, and maybe somebody who waits for it."""
+
+    answer: "asyncio.Future[None] | None" = None
+
+
+class Pending(deque[Told | Asked | Look]):
+    """Them all, the oldest first."""
+
+    def told(self) -> list[Told]:
+        """What is to be entered before the next who asks is answered."""
+        told = []
+        for one in self:
+            if not isinstance(one, Told):
+                break
+            told.append(one)
+        return told
+
+    def turn_away(self, exc: Exception, *, patient: bool = False) -> None:
+        """Whoever asks gets an error, but for requests that would rather wait. What has happened stays in any case."""
+        stays = (Told, Asked) if patient else Told
+        asking = [one.answer for one in self if not isinstance(one, Told) and not isinstance(one, stays)]
+        staying = [one for one in self if isinstance(one, stays)]
+        self.clear()
+        self.extend(staying)
+        for answer in asking:
+            if answer is not None and not answer.done():
+                answer.set_exception(exc)

@@ -1,0 +1,646 @@
+"""A ledger that processes share, on virtual time: turns, deaths, failures, endings; the journal is one in memory."""
+
+import asyncio
+import gc
+import random
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+
+from kimi_async.budgets import GUARD, Charge, Denial
+from kimi_async.errors import ConfigurationError, LedgerUnavailable
+from kimi_async.ledger import shared
+from kimi_async.ledger.replica import LEASE, PATIENCE, TURN, Entry
+from kimi_async.ledger.shared import RETRY, SharedLedger
+from kimi_async.ledger.snapshot import dump
+from kimi_async.limiter import RateLimiter
+from kimi_async.limits import Cost, RateLimits
+from kimi_async.refusal import Refusal
+
+from .conftest import VirtualTimeLoop
+from .journaled import FakeJournal, Shelf
+
+ONE = Cost(10)
+SLOT = RateLimits(concurrency=1)
+
+
+class Fate:
+    """A fate that a test may change at any time."""
+
+    def __init__(self, *, before=0.001, after=0.001):
+        self.before, self.after = before, after
+        self.failures = []
+
+    def __call__(self):
+        return self.before, self.after, self.failures.pop(0) if self.failures else None
+
+
+def process(shelf, limits=SLOT, *, wakes=lambda: 0.001, subscribed=False):
+    """One more process: its ledger."""
+    ledger = SharedLedger(FakeJournal(shelf, fate=Fate(), wakes=wakes), patient=False)
+    ledger.configure(limits)
+    if subscribed:
+        ledger.subscribe(lambda *, slot_only: None)
+    return ledger
+
+
+def limiter_of(ledger):
+    """A limiter over it."""
+    return RateLimiter(ledger._configured, ledger=ledger, on_event=lambda event: None)
+
+
+def now():
+    """The loop's time, from zero."""
+    return asyncio.get_running_loop().time() - 1000.0
+
+
+def slots(ledger):
+    """Slots in use, as far as it knows."""
+    return ledger.usage().concurrency.used
+
+
+@pytest.fixture
+def shelf():
+    """An account's journal."""
+    return Shelf()
+
+
+# -- giving up ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after", [step / 2000 for step in range(16)])
+async def test_who_gives_up_at_any_moment_gives_everything_back(shelf, after):
+    """The journal takes a millisecond either way: to join, to read, to reserve."""
+    ledger = process(shelf)
+    task = asyncio.ensure_future(ledger.reserve(ONE))
+    await asyncio.sleep(after)
+    task.cancel()
+    (verdict,) = await asyncio.gather(task, return_exceptions=True)
+    if isinstance(verdict, Charge):
+        ledger.cancel(verdict)
+    await ledger.refresh()  # which may come before the answer that is not wanted any more
+    await ledger.refresh()
+    assert slots(ledger) == 0
+    assert ledger._numbers == {}
+
+
+@pytest.mark.parametrize("after", [step / 2000 for step in range(24)])
+async def test_who_gives_up_at_any_moment_leaves_the_line(shelf, after):
+    """Or it would stand there for ever, before all others."""
+    one, other = process(shelf), process(shelf)
+    held = await one.reserve(ONE)
+    with pytest.raises((TimeoutError, Exception)):
+        async with asyncio.timeout(after):
+            await limiter_of(other).acquire(ONE)
+    one.end(held, answered=True)
+    await asyncio.sleep(0.1)
+    assert list(shelf.replay(None).line) == []
+    appends = other._journal.appends
+    await asyncio.sleep(100)
+    assert other._journal.appends == appends
+
+
+async def test_a_charge_that_came_as_its_owner_was_cancelled_is_given_back(shelf):
+    """In the same turn of the loop."""
+    ledger = process(shelf)
+    admit = ledger._admit
+
+    def admit_and_cancel(asked, entry):
+        admit(asked, entry)
+        task.cancel()
+
+    ledger._admit = admit_and_cancel
+    task = asyncio.ensure_future(ledger.reserve(ONE))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await ledger.refresh()
+    assert slots(ledger) == 0
+
+
+# -- turns ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("lost", [False, True])
+async def test_heads_take_turns(shelf, seed, lost):
+    """Three processes with eight waiting requests each: while all wait, nobody is more than one ahead."""
+    dice = random.Random(seed)
+    limits = RateLimits(rpm=1, minute=2.0)
+    ledgers = [process(shelf, limits, wakes=lambda: None if lost else dice.random() / 100) for _ in range(3)]
+    limiters = [limiter_of(ledger) for ledger in ledgers]
+
+    async def use(limiter):
+        async with limiter.acquire(ONE) as reservation:
+            reservation.sent()
+
+    await asyncio.gather(*(use(limiter) for limiter in limiters for _ in range(8)))
+    waiting, count = set(), Counter()
+    for entry in shelf.history:
+        if entry.operation == "wait":
+            waiting.add(entry.process)
+        elif entry.operation == "reserve" and len(waiting) == 3 and max(count.values(), default=0) < 7:
+            count[entry.process] += 1
+            assert max(count.values()) - min(count[name] for name in waiting) <= 1
+    assert now() < 24 * (2.0 * (1 + GUARD) + (TURN if lost else 0.05)) + 2
+
+
+async def test_a_wake_up_is_enough(shelf):
+    """The head of the other process is let in two messages after the slot came back, not a second after."""
+    one, other = process(shelf), process(shelf)
+    held = await one.reserve(ONE)
+    waiting = asyncio.ensure_future(limiter_of(other).acquire(ONE).__aenter__())
+    await asyncio.sleep(2.5)
+    one.end(held, answered=True)
+    began = now()
+    (await waiting).cancel()
+    assert now() - began < 0.02
+
+
+async def test_a_lost_wake_up_costs_a_turn(shelf):
+    """It looks again by itself."""
+    one, other = process(shelf, wakes=lambda: None), process(shelf)
+    held = await one.reserve(ONE)
+    waiting = asyncio.ensure_future(limiter_of(other).acquire(ONE).__aenter__())
+    await asyncio.sleep(2.5)
+    one.end(held, answered=True)
+    began = now()
+    (await waiting).cancel()
+    assert now() - began < TURN + 0.02
+
+
+async def test_waiting_costs_a_look_a_turn_and_idling_nothing(shelf):
+    """Nobody polls faster."""
+    one, other = process(shelf), process(shelf)
+    held = await one.reserve(ONE)
+    waiting = asyncio.ensure_future(limiter_of(other).acquire(ONE).__aenter__())
+    await asyncio.sleep(0.5)
+    before = one._journal.appends, other._journal.appends
+    await asyncio.sleep(100)
+    assert one._journal.appends - before[0] <= 100 / (LEASE / 3) + 1
+    assert 90 <= other._journal.appends - before[1] <= 101
+    one.end(held, answered=True)
+    (await waiting).cancel()
+    await asyncio.sleep(1)
+    before = len(shelf.history)
+    await asyncio.sleep(1000)
+    assert len(shelf.history) == before
+
+
+async def test_a_probe_that_takes_long_to_answer_lets_the_others_follow(shelf):
+    """Its process says when it was sent; from then on the clock decides."""
+    ledger = process(shelf, RateLimits(concurrency=9))
+    limiter = limiter_of(ledger)
+    refused = await limiter.acquire(ONE)
+    refused.sent()
+    refused.refused(Refusal("budget", "rpm", retry_after=5.0))
+    await asyncio.sleep(0.1)
+    ledger.pause(Refusal("budget", "rpm", retry_after=5.0))
+    probe = await limiter.acquire(ONE)
+    waiting = asyncio.ensure_future(limiter.acquire(ONE).__aenter__())
+    await asyncio.sleep(3.0)
+    probe.sent()
+    began = now()
+    await waiting
+    assert now() - began < 0.02 * 60 + TURN + 0.1
+
+
+# -- deaths ---------------------------------------------------------------------------------------------------
+
+
+async def test_the_slot_of_the_dead_comes_back_after_its_lease(shelf):
+    """The only one who could give it back is dead, and the head waits for nothing that a clock brings."""
+    one, other = process(shelf), process(shelf)
+    charge = await one.reserve(ONE)
+    one.sent(charge)
+    await one.refresh()
+    one._journal.crash()
+    began = now()
+    await limiter_of(other).acquire(ONE)
+    assert LEASE - LEASE / 3 <= now() - began <= LEASE + 2 * TURN
+    assert other.usage().tokens_charged == 10
+
+
+async def test_who_comes_after_the_lease_gets_the_slot_at_once(shelf):
+    """Without a second's wait in line."""
+    one, other = process(shelf), process(shelf)
+    await one.reserve(ONE)
+    one._journal.crash()
+    await asyncio.sleep(LEASE + 1)
+    assert isinstance(await other.reserve(ONE), Charge)
+
+
+async def test_the_pending_reservation_of_the_dead_counts_as_sent(shelf):
+    """The cautious ending."""
+    limits = RateLimits(concurrency=1, tpm=100)
+    one, other = process(shelf, limits), process(shelf, limits)
+    await one.reserve(Cost(60))
+    one._journal.crash()
+    await limiter_of(other).acquire(ONE)
+    usage = other.usage()
+    assert (usage.tpm.used, usage.requests_sent) == (70, 1)
+
+
+async def test_the_dead_are_passed_over_in_line(shelf):
+    """After three seconds without a look."""
+    one, other, third = (process(shelf) for _ in range(3))
+    held = await one.reserve(ONE)
+    first = asyncio.ensure_future(limiter_of(other).acquire(ONE).__aenter__())
+    await asyncio.sleep(0.1)
+    second = asyncio.ensure_future(limiter_of(third).acquire(ONE).__aenter__())
+    await asyncio.sleep(5)
+    other._journal.crash()
+    one.end(held, answered=True)
+    began = now()
+    await second
+    assert now() - began <= PATIENCE + 2 * TURN
+    first.cancel()
+
+
+async def test_back_from_the_dead(shelf):
+    """It joins anew; what it knows of its old reservations is ignored; what it reserves now counts."""
+    limits = RateLimits(concurrency=2, tpm=1000)
+    one, other = process(shelf, limits), process(shelf, limits)
+    pending, sent = await one.reserve(Cost(100)), await one.reserve(Cost(10))
+    one.sent(sent)
+    await one.refresh()
+    one._journal.crash()
+    await limiter_of(other).acquire(Cost(1))
+    one._journal.running.set()
+    await asyncio.sleep(61)
+    one.sent(pending)
+    one.end(pending, answered=True)
+    one.end(sent, answered=True)
+    again = await one.reserve(Cost(7))
+    await other.refresh()
+    usage = other.usage()
+    assert (usage.concurrency.used, usage.requests_sent) == (2, 2)
+    one.end(again, answered=True)
+    await one.refresh()
+    await other.refresh()
+    assert (slots(one), slots(other)) == (1, 1)
+    assert one._numbers == {}
+
+
+async def test_an_idle_process_that_was_taken_for_dead_reserves_what_counts(shelf):
+    """It held nothing, so it gave no sign of life; nothing tells it that it was found dead, but what it reserves."""
+    limits = RateLimits(concurrency=2)
+    one, other = process(shelf, limits), process(shelf, limits)
+    held = await other.reserve(ONE)
+    one.cancel(await one.reserve(ONE))
+    await asyncio.sleep(LEASE - 5)
+    await one.refresh()
+    await asyncio.sleep(LEASE / 2 + 1)
+    assert shelf.operations()[-1] == "dead"
+    charge = await one.reserve(ONE)
+    assert isinstance(charge, Charge)
+    await other.refresh()
+    assert slots(other) == 2
+    one.end(charge, answered=True)
+    other.end(held, answered=True)
+
+
+async def test_a_pause_of_the_dead_counts(shelf):
+    """What the gateway said is true, whoever heard it."""
+    one, other = process(shelf, RateLimits(rpm=5)), process(shelf, RateLimits(rpm=5))
+    one.cancel(await one.reserve(ONE))
+    await asyncio.sleep(LEASE + 5)
+    other.cancel(await other.reserve(ONE))
+    one.pause(Refusal("budget", "rpm", retry_after=7.0))
+    await one.refresh()
+    await other.refresh()
+    assert (await other.reserve(ONE)).reason == "rpm"
+
+
+# -- failures -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("failure", ["before", "after"])
+@pytest.mark.parametrize("call", range(4))
+async def test_a_reservation_that_failed_is_no_reservation(shelf, failure, call):
+    """Whether it was entered or not: the slot is free as soon as the journal answers again."""
+    one, other = process(shelf), process(shelf)
+    one._journal.fate.failures = [None] * call + [failure]
+    try:
+        charge = await one.reserve(ONE)
+    except LedgerUnavailable:
+        assert call < 3
+    else:
+        one.cancel(charge)
+    await asyncio.sleep(RETRY + 0.1)
+    await one.refresh()  # finds what was entered,
+    await one.refresh()  # and has given it back
+    assert slots(one) == 0
+    assert isinstance(await other.reserve(ONE), Charge)
+
+
+@pytest.mark.parametrize("failure", ["before", "after"])
+async def test_what_has_happened_is_entered_once_the_journal_answers(shelf, failure):
+    """In order, and with effect once, however often it is entered."""
+    limits = RateLimits(concurrency=5, tpm=1000)
+    one, other = process(shelf, limits), process(shelf, limits)
+    charge = await one.reserve(Cost(100))
+    one._journal.fate.failures = [failure] * 5
+    one.sent(charge)
+    await asyncio.sleep(2)
+    one.end(charge, answered=True)
+    await asyncio.sleep(6 * (RETRY + 0.1))
+    other.cancel(await other.reserve(ONE))
+    await other.refresh()
+    usage = other.usage()
+    assert (usage.concurrency.used, usage.tpm.used, usage.requests_sent) == (0, 100, 1)
+    assert one._numbers == {}
+
+
+async def test_an_error_reaches_whoever_asks(shelf):
+    """And nobody waits for an answer that never comes, whatever the error is."""
+    ledger = process(shelf)
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+
+    def broken():
+        raise ZeroDivisionError
+
+    ledger._journal.fate, fate = broken, ledger._journal.fate
+    for ask in (lambda: ledger.reserve(ONE), ledger.refresh):
+        with pytest.raises(LedgerUnavailable, match="ZeroDivisionError"):
+            await ask()
+    ledger._journal.fate = fate
+    assert isinstance(await ledger.reserve(ONE), Charge)
+    gc.collect()
+
+
+async def test_a_hook_that_fails_stops_nothing(shelf):
+    """What others do with a lesson is theirs."""
+    ledger, errors = process(shelf), []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context["exception"]))
+
+    def hook(lesson):
+        raise ZeroDivisionError
+
+    ledger.refuse(await ledger.reserve(ONE), Refusal("overloaded"), hook)
+    charge = await ledger.reserve(ONE)
+    ledger.end(charge, answered=True)
+    await ledger.refresh()
+    assert [type(error) for error in errors] == [ZeroDivisionError]
+    assert (slots(ledger), shelf.operations().count("refuse")) == (0, 1)
+
+
+async def test_pruning_that_fails_harms_nobody(shelf, monkeypatch):
+    """What was entered stays entered."""
+    monkeypatch.setattr(shared, "KEPT", 5)
+    ledger = process(shelf)
+
+    async def prune(state):
+        raise LedgerUnavailable("full")
+
+    ledger._journal.prune = prune
+    for _ in range(20):
+        ledger.end(await ledger.reserve(ONE), answered=True)
+    await ledger.refresh()
+    assert Counter(shelf.operations()) == {"join": 1, "limits": 1, "reserve": 20, "end": 20}
+
+
+async def test_reading_while_entering_reads_nothing_twice(shelf):
+    """Both are in one queue."""
+    one, other = process(shelf, RateLimits()), process(shelf, RateLimits())
+
+    async def work(ledger):
+        for _ in range(20):
+            ledger.end(await ledger.reserve(ONE), answered=True)
+            await asyncio.gather(ledger.refresh(), ledger.refresh())
+
+    await asyncio.gather(work(one), work(other))
+    assert slots(one) == 0
+    assert dump(one._replica) == dump(shelf.replay(one._replica.last))
+
+
+# -- limits ---------------------------------------------------------------------------------------------------
+
+
+async def test_two_that_start_at_once_with_different_limits(shelf):
+    """One of them sets the account's, the other is told."""
+    ledgers = [process(shelf, RateLimits(rpm=rpm)) for rpm in (1, 2, 3)]
+    verdicts = await asyncio.gather(*(ledger.reserve(ONE) for ledger in ledgers), return_exceptions=True)
+    assert sorted(type(verdict).__name__ for verdict in verdicts) == [
+        "Charge",
+        "ConfigurationError",
+        "ConfigurationError",
+    ]
+
+
+async def test_limits_do_not_change_under_one_who_has_just_come(shelf):
+    """It joined, with the limits that it found, while another was about to set others."""
+    small = RateLimits(tpm=5)
+    one, slow, quick = process(shelf, small), process(shelf, RateLimits(rpm=7)), process(shelf, small)
+    assert isinstance(await one.reserve(ONE), Denial)
+    await one.aclose()
+    slow._journal.fate.after = 0.02
+    verdicts = await asyncio.gather(slow.reserve(ONE), quick.reserve(ONE), return_exceptions=True)
+    assert [type(verdict) for verdict in verdicts] == [ConfigurationError, Denial]
+    assert quick.limits == small
+
+
+async def test_limits_change_when_nobody_is_there(shelf):
+    """Not while one runs that means others; the usage stays."""
+    one, other = process(shelf, RateLimits(tpd=1000)), process(shelf, RateLimits(tpd=500))
+    one.end(await one.reserve(Cost(400)), answered=True)
+    with pytest.raises(ConfigurationError, match="it cannot also have"):
+        await other.reserve(ONE)
+    await one.aclose()
+    assert (await other.reserve(Cost(200))).reason == "tpd"
+    assert isinstance(await other.reserve(Cost(100)), Charge)
+
+
+async def test_limits_change_when_all_who_meant_others_are_dead(shelf):
+    """A crash must not keep the owner from setting other limits."""
+    one, other = process(shelf, RateLimits(rpm=5)), process(shelf, RateLimits(rpm=6))
+    await one.reserve(ONE)
+    one._journal.crash()
+    await asyncio.sleep(LEASE - 1)
+    with pytest.raises(ConfigurationError):
+        await other.reserve(ONE)
+    await asyncio.sleep(2)
+    assert isinstance(await other.reserve(ONE), Charge)
+    assert other.limits.rpm == 6
+    assert slots(other) == 1
+
+
+async def test_a_minute_of_another_length_is_another_account(shelf):
+    """What was booked by one cannot be read by the other."""
+    one, other = process(shelf, RateLimits(rpm=5)), process(shelf, RateLimits(rpm=5, minute=6.0))
+    one.cancel(await one.reserve(ONE))
+    await one.aclose()
+    with pytest.raises(ConfigurationError):
+        await other.reserve(ONE)
+
+
+# -- growth ---------------------------------------------------------------------------------------------------
+
+
+async def test_the_journal_and_the_books_stay_small(shelf, monkeypatch):
+    """Two processes, thousands of reservations; a third that comes later reads little."""
+    monkeypatch.setattr(shared, "KEPT", 100)
+    limits = RateLimits(rpm=50, minute=1.0, day=100.0)
+    ledgers = [process(shelf, limits) for _ in range(2)]
+
+    async def work(ledger):
+        limiter = limiter_of(ledger)
+        for _ in range(500):
+            async with limiter.acquire(ONE) as reservation:
+                reservation.sent()
+
+    await asyncio.gather(*map(work, ledgers))
+    assert len(shelf.history) > 3000
+    assert len(shelf.entries) < 500
+    books = ledgers[0]._replica.books
+    assert len(books.minute._entries) <= 55
+    late = process(shelf, limits)
+    await late.refresh()
+    assert late.usage().requests_sent == 1000
+    assert dump(late._replica) == dump(shelf.replay(late._replica.last))
+
+
+async def test_who_is_far_behind_decides_nothing_on_what_it_has_not_read(shelf, monkeypatch):
+    """What it missed is in a snapshot: the room that it remembers was taken before that was written."""
+    monkeypatch.setattr(shared, "KEPT", 10)
+    limits = RateLimits(concurrency=2)
+    late, one = process(shelf, limits), process(shelf, limits)
+    late.cancel(await late.reserve(ONE))
+    held = [await one.reserve(ONE) for _ in range(2)]
+    for _ in range(30):
+        one.pause(Refusal("overloaded"))
+        await one.refresh()
+    shelf.history.append(Entry(len(shelf.history) + 1, shelf.at, "x", "alive", {}))
+    shelf.entries = [entry for entry in shelf.entries if entry.id > shelf.pruned]
+    assert shelf.pruned > late._replica.last
+    verdict = await late.reserve(ONE)
+    assert isinstance(verdict, Denial), held
+
+
+async def test_the_past_of_a_pause_is_forgotten_by_all(shelf):
+    """A probe that has passed by the clock opens the budget for the next two at once, not for another probe."""
+    one, other = process(shelf, RateLimits(concurrency=9)), process(shelf, RateLimits(concurrency=9))
+    one.pause(Refusal("budget", "tpm", retry_after=1.0))
+    await one.refresh()
+    await asyncio.sleep(1.5)
+    probe = await one.reserve(ONE)
+    one.sent(probe)
+    await asyncio.sleep(2)
+    assert isinstance(await other.reserve(ONE), Charge)
+    assert isinstance(await one.reserve(ONE), Charge)
+
+
+# -- endings --------------------------------------------------------------------------------------------------
+
+
+async def test_closing_enters_what_is_left_and_says_goodbye(shelf):
+    """Slots come back at once, not after the lease."""
+    one, other = process(shelf, RateLimits(concurrency=3)), process(shelf, RateLimits(concurrency=3))
+    charges = [await one.reserve(ONE) for _ in range(3)]
+    one.sent(charges[0])
+    one.end(charges[0], answered=True)
+    one.cancel(charges[1])
+    await one.aclose()
+    other.cancel(await other.reserve(ONE))
+    await other.refresh()
+    usage = other.usage()
+    assert (usage.concurrency.used, usage.tpm.used) == (0, 20)
+    assert shelf.operations().count("part") == 1
+
+
+async def test_a_closed_ledger_enters_nothing(shelf):
+    """Endings of what was under way are known already; nobody is let in."""
+    ledger = process(shelf, subscribed=True)
+    charge = await ledger.reserve(ONE)
+    await ledger.aclose()
+    history = len(shelf.history)
+    ledger.sent(charge)
+    ledger.end(charge, answered=True)
+    for ask in (lambda: ledger.reserve(ONE), ledger.refresh):
+        with pytest.raises(LedgerUnavailable, match="closed"):
+            await ask()
+    await asyncio.sleep(100)
+    assert len(shelf.history) == history
+
+
+@pytest.mark.parametrize("after", [0.0, 0.0005, 0.0015, 0.0025, 0.0035, 0.0045])
+async def test_closing_while_somebody_asks(shelf, after):
+    """It may come in or not; in the end nobody holds anything, and the process is gone."""
+    ledger = process(shelf)
+    asking = asyncio.ensure_future(ledger.reserve(ONE))
+    await asyncio.sleep(after)
+    await ledger.aclose()
+    await asyncio.gather(asking, return_exceptions=True)
+    books = shelf.replay(None)
+    assert books.processes == {}
+    assert books.books.usage(shelf.now()).concurrency.used == 0
+
+
+async def test_closing_without_a_journal(shelf):
+    """It takes one try, and nothing is left running."""
+    ledger = process(shelf)
+    charge = await ledger.reserve(ONE)
+    ledger._journal.fate.failures = ["before"] * 100
+    ledger.end(charge, answered=True)
+    await ledger.aclose()
+    assert ledger._journal.closed
+    await asyncio.sleep(100)
+
+
+def test_an_ending_after_the_loop_is_entered_by_the_next_one(shelf):
+    """Or never, and the lease ends."""
+    loop = VirtualTimeLoop()
+    ledger = process(shelf)
+    charge = loop.run_until_complete(ledger.reserve(ONE))
+    ledger.end(charge, answered=True)
+    assert slots_after(loop, ledger) == 0
+    loop.run_until_complete(ledger.aclose())
+    loop.close()
+
+
+def slots_after(loop, ledger):
+    """Slots in use after a refresh."""
+
+    async def read():
+        await ledger.refresh()
+        return slots(ledger)
+
+    return loop.run_until_complete(read())
+
+
+async def test_the_clock_is_the_journals(shelf):
+    """Entries' times never fall, and windows slide by them."""
+    ledger = process(shelf, RateLimits(rpm=1))
+    ledger.end(await ledger.reserve(ONE), answered=True)
+    await ledger.refresh()
+    shelf.ahead += 40
+    denial = await ledger.reserve(ONE)
+    assert denial.wait == pytest.approx(60 * (1 + GUARD) - 40, abs=0.1)
+    assert all(one.at <= next_.at for one, next_ in pairwise(shelf.history))
+
+
+async def test_a_patient_ledger_lets_nobody_in_unseen_and_waits_for_its_journal():
+    """The default: who wants in stands there until the journal can be reached again."""
+    fate = Fate()
+    ledger = SharedLedger(FakeJournal(Shelf(), fate=fate))
+    ledger.configure(SLOT)
+    fate.failures = ["before"] * 3
+    charge = await ledger.reserve(ONE)
+    assert now() == pytest.approx(3 * RETRY, abs=0.1)
+    ledger.cancel(charge)
+    await ledger.aclose()
+
+
+async def test_a_limiter_that_was_closed_stands_in_nobodys_way():
+    """Its process leaves the account's line with its last waiter."""
+    shelf = Shelf()
+    first, second = process(shelf), process(shelf)
+    closing, other = limiter_of(first), limiter_of(second)
+    held = await closing.acquire(ONE)
+    waiting = [asyncio.ensure_future(closing.acquire(ONE)._limiter.admit_in_turn(ONE, None, None)) for _ in range(2)]
+    await asyncio.sleep(0.5)
+    closing.close()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    held.end()
+    async with asyncio.timeout(5):
+        await other.acquire(ONE)
