@@ -117,3 +117,17 @@ def test_a_mock_on_this_machine_leaves_no_trace(monkeypatch, base_url, ledger):
     monkeypatch.delenv("MOONSHOT_BASE_URL", raising=False)
     monkeypatch.delenv("KIMI_BASE_URL", raising=False)
     assert default_ledger(base_url) == ledger
+
+
+def test_a_ledger_that_cannot_be_kept_is_told_with_the_way_round_it(tmp_path, monkeypatch, capsys):
+    """Nobody waits for a directory that is none."""
+    tmp_path.joinpath("file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("MOONSHOT_API_KEY", "sk-test")
+    monkeypatch.delenv("MOONSHOT_BASE_URL", raising=False)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('"hi"\n')
+    with pytest.raises(SystemExit) as exited:
+        main(["batch", str(prompts), "-o", str(tmp_path / "out.jsonl"), "--model", "kimi-k2.6"])
+    assert exited.value.code == 2
+    assert "memory: is for this run alone" in capsys.readouterr().err

@@ -116,11 +116,9 @@ async def test_what_is_no_ledger_is_left_as_it_is(path, make):
     """To the byte; the error names the file."""
     make(path)
     before = path.read_bytes()
-    ledger = await ledger_at(path)
     for _ in range(2):
         with pytest.raises(ConfigurationError, match=path.name):
-            await ledger.reserve(ONE)
-    await ledger.aclose()
+            await ledger_at(path)
     assert path.read_bytes() == before
 
 
@@ -137,10 +135,8 @@ async def test_an_empty_file_becomes_a_ledger(path):
 async def test_what_cannot_be_opened(path, make):
     """A directory, or a file where a directory should be: an error, and no waiting for ever."""
     make(path)
-    ledger = await ledger_at(path if path.is_dir() else path.parent / "x" / "ledger.sqlite3")
     with pytest.raises(LedgerUnavailable):
-        await ledger.reserve(ONE)
-    await ledger.aclose()
+        await open_ledger(f"sqlite://{path if path.is_dir() else path.parent / 'x' / 'ledger.sqlite3'}")
 
 
 async def test_accounts_in_one_file_are_separate(path):

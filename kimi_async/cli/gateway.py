@@ -10,8 +10,9 @@ import httpx
 from cyclopts import Parameter
 
 from kimi_async.client import BASE_URL, AsyncKimi
+from kimi_async.errors import LedgerUnavailable
 from kimi_async.events import EventHook
-from kimi_async.ledger import account_of_key, open_ledger
+from kimi_async.ledger import Ledger, account_of_key, open_ledger
 from kimi_async.limits import RateLimits
 from kimi_async.mock import MockSettings, spawn
 from kimi_async.models import Currency
@@ -50,8 +51,7 @@ class GatewayOptions:
         """
         with ExitStack() as stack:
             base_url = stack.enter_context(spawn(replace(mock, limits=limits))) if self.mock else self.base_url
-            url = self.ledger or default_ledger(base_url)
-            books = await open_ledger(url, account=self.account or account_of())
+            books = await self._books(base_url)
             try:
                 kimi = AsyncKimi(
                     api_key="mock" if self.mock else None,
@@ -65,6 +65,12 @@ class GatewayOptions:
                     yield kimi
             finally:
                 await books.aclose()
+
+    async def _books(self, base_url: str | None) -> Ledger:
+        try:
+            return await open_ledger(self.ledger or default_ledger(base_url), account=self.account or account_of())
+        except LedgerUnavailable as exc:
+            raise LedgerUnavailable(f"{exc}; --ledger names another place, memory: is for this run alone") from exc
 
 
 def default_ledger(base_url: str | None) -> str:

@@ -7,14 +7,17 @@ none, in one step. Everything that a limiter asks of it is on this screen.
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import platformdirs
 
 from kimi_async.budgets import Charge, Denial, Lesson
-from kimi_async.errors import ConfigurationError
+from kimi_async.errors import ConfigurationError, KimiError
 from kimi_async.limits import Cost, RateLimits, Usage
 from kimi_async.refusal import Refusal
+
+if TYPE_CHECKING:
+    from .shared import SharedLedger
 
 __all__ = ["Charge", "Denial", "Ledger", "Lesson", "OnRoom", "account_of_key", "open_ledger"]
 
@@ -90,7 +93,8 @@ async def open_ledger(url: str, *, account: str = "default", patient: bool = Tru
             is ever let in unseen.
 
     Raises:
-        ConfigurationError: no such kind of ledger, or its extra is not installed.
+        ConfigurationError: no such kind of ledger, its extra is not installed, or what is there is no ledger.
+        LedgerUnavailable: it cannot be reached now.
     """
     scheme, colon, rest = url.partition(":")
     if scheme == "memory" and colon and not rest:
@@ -102,9 +106,9 @@ async def open_ledger(url: str, *, account: str = "default", patient: bool = Tru
         from .sqlite import SQLiteJournal  # noqa: PLC0415 - likewise
 
         path = Path(rest.removeprefix("//")) if rest else platformdirs.user_state_path("kimi_async") / "ledger.sqlite3"
-        return SharedLedger(SQLiteJournal(path, account), patient=patient)
+        return await _opened(SharedLedger(SQLiteJournal(path, account), patient=patient))
     if scheme in {"redis", "rediss", "unix"} and rest.startswith("//"):
-        return _redis(url, account, patient=patient)
+        return await _opened(_redis(url, account, patient=patient))
     shown = url if "//" not in url else f"{scheme}://…"  # which may have a password
     raise ConfigurationError(f"no ledger is called {shown!r}; there is memory:, sqlite:///path, sqlite:, redis://host")
 
@@ -114,7 +118,17 @@ def account_of_key(api_key: str) -> str:
     return f"key-{blake2b(api_key.strip().encode(), digest_size=8, person=b'kimi_async').hexdigest()}"
 
 
-def _redis(url: str, account: str, *, patient: bool) -> Ledger:
+async def _opened(ledger: "SharedLedger") -> Ledger:
+    """One that was never reached is a mistake, and nobody wants to wait for its end."""
+    try:
+        await ledger.refresh()
+    except KimiError:
+        await ledger.aclose()
+        raise
+    return ledger
+
+
+def _redis(url: str, account: str, *, patient: bool) -> "SharedLedger":
     from .shared import SharedLedger  # noqa: PLC0415 - it imports this module
 
     try:
