@@ -48,9 +48,7 @@ def run_virtual(main):
         return runner.run(main)
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _state_of_their_own(tmp_path_factory):
-    """No test reads or writes what the user keeps: ledgers, histories."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
-        yield
+@pytest.fixture(autouse=True)
+def _state_of_its_own(tmp_path_factory, monkeypatch):
+    """No test reads or writes what the user keeps, or another test: ledgers, histories."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))

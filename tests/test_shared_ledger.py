@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from kimi_async.budgets import GUARD, Charge, Denial
-from kimi_async.errors import ConfigurationError, LedgerUnavailable
+from kimi_async.errors import ConfigurationError, LedgerUnavailable, RequestTooLarge
 from kimi_async.ledger import shared
 from kimi_async.ledger.replica import LEASE, PATIENCE, TURN, Entry
 from kimi_async.ledger.shared import RETRY, SharedLedger
@@ -644,3 +644,17 @@ async def test_a_limiter_that_was_closed_stands_in_nobodys_way():
     held.end()
     async with asyncio.timeout(5):
         await other.acquire(ONE)
+
+
+async def test_the_limits_are_ours_from_the_beginning():
+    """Also where another process, which has gone, had others: what cannot fit is told by ours."""
+    shelf = Shelf()
+    first = process(shelf, RateLimits(tpd=1_000_000))
+    first.cancel(await first.reserve(ONE))
+    await first.aclose()
+    second = process(shelf, RateLimits(tpd=5))
+    await second.refresh()
+    assert second.limits == RateLimits(tpd=5)
+    with pytest.raises(RequestTooLarge):
+        await limiter_of(second).acquire(ONE)
+    await second.aclose()

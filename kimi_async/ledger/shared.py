@@ -61,8 +61,8 @@ class SharedLedger:
     @property
     def limits(self) -> RateLimits:
         """The limits in force."""
-        replica = self._replica
-        return replica.books.limits if replica.configured else self._configured or replica.books.limits
+        ours, replica = self._configured, self._replica
+        return ours if ours is not None and ours != replica.configured else replica.books.limits
 
     def configure(self, limits: RateLimits) -> None:
         """Set the account's limits; raises ConfigurationError where this process has set others."""
