@@ -1,6 +1,6 @@
 """Chunks of a streamed answer, put together to the answer that would have come in one piece."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from .chat import (
     ChatCompletion,
@@ -56,14 +56,6 @@ class Assembly:
         )
         completion._request_id = request_id  # noqa: SLF001 - set once, here
         return completion
-
-
-def assembled(chunks: Iterable[ChatCompletionChunk], request_id: str | None = None) -> ChatCompletion:
-    """A chat completion from its chunks, or from the first of them; see ``Assembly.whole``."""
-    assembly = Assembly()
-    for chunk in chunks:
-        assembly.add(chunk)
-    return assembly.whole(request_id)
 
 
 def usage_of(chunks: Sequence[ChatCompletionChunk]) -> CompletionUsage | None:

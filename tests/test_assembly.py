@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kimi_async.assembly import assembled, usage_of
+from kimi_async.assembly import Assembly, usage_of
 from kimi_async.chat import ChatCompletion, ChatCompletionChunk, plain
 
 from .streamed import chunk, piece
@@ -14,6 +14,14 @@ from .streamed import chunk, piece
 HEAD = {"id": "chatcmpl-1", "created": 1, "model": "kimi-k2.6"}
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 NAMES = st.text("abc_", min_size=1, max_size=8)
+
+
+def assembled(chunks, request_id=None):
+    """What these chunks make."""
+    assembly = Assembly()
+    for one in chunks:
+        assembly.add(one)
+    return assembly.whole(request_id)
 
 
 def parsed(*chunks):
