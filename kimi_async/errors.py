@@ -109,7 +109,9 @@ class APITimeoutError(APIConnectionError):
 
 
 class StreamBroken(APIConnectionError):
-    """A streamed answer broke off after its first chunk; its cause says how. It is not tried again: it was paid for.
+    """A streamed answer broke off after its first chunk. It is not tried again: it was paid for.
+
+    Its cause says how; it has none where the reader itself closed the stream, or was cancelled.
 
     Attributes:
         partial: what had arrived, put together; its ``finish_reason`` is None where a choice was not finished.

@@ -516,3 +516,19 @@ def test_a_saturated_limiter_uses_all_there_is(costs, rpm):
             at = min(start for start, t in expected if start > at - MINUTE + 1e-4) + MINUTE
         expected.append((log[number][1], tokens))
         assert at - 1e-4 <= log[number][1] <= at + SMOOTH * 60 / rpm + 1e-4
+
+
+async def test_a_limiter_that_was_closed_asks_its_ledger_for_nothing():
+    """Neither one that nobody waited for, nor one whose last waiter was turned away."""
+    idle = RateLimiter(RateLimits(concurrency=1))
+    idle.close()
+    assert idle.ledger._subscribers == []
+    busy = RateLimiter(RateLimits(concurrency=1))
+    held = await busy.acquire(Cost(1))
+    waiting = [asyncio.ensure_future(busy.admit_in_turn(Cost(1), None, None)) for _ in range(2)]
+    await asyncio.sleep(1)
+    assert len(busy.ledger._subscribers) == 1
+    busy.close()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert busy.ledger._subscribers == []
+    held.end()

@@ -78,9 +78,8 @@ def chat(
 
     async def run() -> int:
         async with gateway.client(limits.rate_limits(), on_event=terminal.note, mock=MOCK) as kimi:
-            kimi.model = model or default_model()
             conversation = style.conversation(kimi, load)
-            conversation.model = model or conversation.model
+            conversation.model = model or conversation.model or default_model()
             conversation.system = system or conversation.system
             if said is not None:
                 return await _answer_once(kimi, conversation, said, style)
