@@ -1,13 +1,20 @@
-"""Side by side: ``kimi_async`` and what people use instead, against the mock gateway. ``python -m benchmarks all``.
+"""Side by side: ``kimi_async`` and what people use instead, against the mock gateway. ``python -m benchmarks run``.
 
 ============  ==================================================================================
-makespan      how long a file of requests takes under RPM and TPM, compared with the ideal schedule
-overhead      what a request costs the client's processor at concurrency 1, 100 and 1,000
-limiter       what an admission costs; 100,000 waiters queued, admitted and cancelled
-contenders    the clients that are compared, behind one function each
-prompts       prompts whose cost in tokens is known exactly
-schedule      the ideal first-come-first-served schedule: pure arithmetic
+scenarios     what is measured: a module each
+contenders    who is compared: a module each; ``venvs`` makes the environments of those that clash
+prompts       requests whose cost in tokens is known exactly
+schedule      the ideal first-come-first-served schedule, and bounds: pure arithmetic
 processes     one process for each measurement, one core for the clients, another for the gateway
-report        results as JSON, tables for the terminal and for this folder's README
+worker        what a contender's process runs in an environment of its own
+crowd         several processes that begin together
+trial         one contender, one file of requests, one gateway
+suite         runs scenarios, and shows how far they are
+results       the records: scenarios, observations, and the file that keeps them
+comparison    ratios within one repetition, and who is first
+report        tables in ``results/report.md`` and in this folder's README, by way of ``tables``
+plots         a plot for each scenario
+guard         ``check``: whether ground was lost against the committed results
+profile       where the CPU time of a request goes, by function
 ============  ==================================================================================
 """

@@ -1,69 +1,182 @@
-"""The command: ``python -m benchmarks makespan|overhead|streaming|limiter|all``."""
+"""The command: ``python -m benchmarks run|setup|report|check|profile``."""
 
-from cyclopts import App
+import sys
+import time
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, cast
 
-from kimi_async.mock import Policy
+from cyclopts import App, Parameter
+from rich.console import Console
 
-from . import limiter as limiter_scenario
-from . import makespan as makespan_scenario
-from . import overhead as overhead_scenario
-from . import streaming as streaming_scenario
+from . import guard, plots, profile, report, venvs
+from .contenders import CONTENDERS
+from .results import OURS, Plan, Provenance, Result, Run, machine
+from .scenarios import SCENARIOS
+from .suite import Measurable, Suite
+
+FOLDER = Path(__file__).parent
+README = FOLDER / "README.md"
+RESULTS = FOLDER / "results" / "run.json"
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+ALL = cast("Mapping[str, Measurable]", SCENARIOS)
+console = Console(soft_wrap=True)
 
 app = App(name="python -m benchmarks", help="Measure kimi_async beside what people use instead.", version_flags=[])
 
 
 @app.command
-def makespan(*, policy: Policy = "sliding", rounds: int = 2, seed: int = 1) -> None:
-    """How long a file of requests takes, compared with the ideal schedule: 80 s a round.
+def run(
+    *scenarios: str,
+    repetitions: int = 3,
+    seed: int = 1,
+    full: Annotated[bool, Parameter(negative="")] = False,
+    contender: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
+    results: Path = RESULTS,
+) -> int:
+    """Measure scenarios, or all of them, and write the report. Each observation is kept as soon as it is made.
+
+    A scenario that is measured again replaces its earlier result; the others stay.
 
     Args:
-        policy: how the gateway counts requests and tokens.
-        rounds: how often each contender is measured.
-        seed: of the requests' sizes.
+        scenarios: By name.
+        repetitions: How often each case is measured.
+        seed: Of sizes, orders and faults.
+        full: All combinations of conditions, where else each is varied on its own.
+        contender: Those that may take part beside kimi_async, instead of all that can run here.
+        results: The JSON file; report and plots go to its folder.
     """
-    makespan_scenario.run(policy=policy, rounds=rounds, seed=seed).publish()
+    if _unknown(scenarios, ALL) or _unknown(contender, CONTENDERS):
+        return USAGE
+    plan = Plan(repetitions=repetitions, seed=seed, full=full, contenders=_contenders(contender))
+    chosen = {name: scenario for name, scenario in ALL.items() if name in scenarios or not scenarios}
+    found = Run.read(results)
+
+    def keep(result: Result) -> None:
+        found.put(result, ALL)
+        found.write(results)
+
+    try:
+        failed = Suite(chosen, console, Run.read(results)).run(plan, partial(_provenance, seed), keep)
+    except KeyboardInterrupt:
+        console.print(f"Stopped. What was measured is in {results}; `python -m benchmarks report` shows it.")
+        return INTERRUPTED
+    report_(results=results)
+    return FAILED if failed else 0
 
 
 @app.command
-def overhead(*, rounds: int = 3) -> None:
-    """What a request costs the client's processor.
+def setup() -> int:
+    """Make the environments of contenders whose dependencies clash with ours."""
+    return 0 if venvs.setup() else FAILED
+
+
+@app.command(name="report")
+def report_(*, results: Path = RESULTS) -> int:
+    """Write the tables and plots, and this folder's README, from the results alone.
 
     Args:
-        rounds: how often each contender is measured, unless it is very slow.
+        results: The JSON file; report and plots go to its folder. The README changes with those of this folder only.
     """
-    overhead_scenario.run(rounds=rounds).publish()
+    found = Run.read(results)
+    readme = README if results.resolve() == RESULTS.resolve() else None
+    plots.draw(found, results.parent)
+    missing = report.write(found, results.parent, readme)
+    for row in missing.unexplained:
+        console.print(f"No remark says why {row.other} is better: {row.scenario}, {row.case}, {row.figure.name}")
+    for name in missing.unmarked:
+        console.print(f"{README.name} has no <!-- {name} --> … <!-- /{name} -->")
+    console.print(f"{results.parent / 'report.md'} and the plots beside it are written.")
+    return 0
 
 
 @app.command
-def streaming(*, rounds: int = 5) -> None:
-    """What a chunk of a streamed answer costs the client's processor.
+def check(*scenarios: str, repetitions: int = 2, seed: int = 1, results: Path = RESULTS) -> int:
+    """Compare a short run with the committed results; exit status 1 after a loss of more than 15 %.
+
+    Scenarios without a guarded figure are left out. One in which something is lost is measured once
+    more, and what counts is both together.
 
     Args:
-        rounds: how often each contender is measured.
+        scenarios: By name; all, if none is named.
+        repetitions: How often each case is measured.
+        seed: Of sizes, orders and faults.
+        results: The JSON file to compare with.
     """
-    streaming_scenario.run(rounds=rounds).publish()
+    if _unknown(scenarios, ALL):
+        return USAGE
+    began = time.monotonic()
+    plan = Plan(repetitions=repetitions, seed=seed, quick=True, contenders=venvs.available())
+    committed = Run.read(results)
+    now, failed = _short_run(scenarios or ALL, plan)
+    first = guard.verdict(now, committed)
+    if first.losses:
+        console.print(f"\n{first}\n\nOnce more:\n", markup=False, highlight=False)
+        again, others = _short_run({loss.scenario for loss in first.losses}, plan)
+        failed += others
+        for result in again.results:
+            now.put(guard.pooled(filter(None, [now.result(result.scenario.name), result])), ALL)
+    verdict = guard.verdict(now, committed)
+    machines = {result.provenance.machine for result in committed.results} - {machine()}
+    notes = [f"Committed results of another machine: {name}. Here: {machine()}." for name in sorted(machines)]
+    notes += [f"{name} failed." for name in failed]
+    text = "\n".join([*notes, str(verdict), f"{time.monotonic() - began:.0f} s."])
+    console.print(f"\n{text}", markup=False, highlight=False)
+    return 0 if verdict.passed and not failed else FAILED
 
 
-@app.command
-def limiter(*, rounds: int = 60, waiters: int = 100_000, seed: int = 1) -> None:
-    """What an admission costs, and what many waiters cost.
+@app.command(name="profile")
+def profile_(*, seconds: float = 10.0) -> int:
+    """Where the CPU time of a request of kimi_async goes, by function, into this folder's README.
 
     Args:
-        rounds: of admissions; the best counts.
-        waiters: that stand in line.
-        seed: of the order in which they are cancelled.
+        seconds: Of measurement at each concurrency.
     """
-    limiter_scenario.run(rounds=rounds, waiters=waiters, seed=seed).publish()
+    text = profile.run(seconds=seconds)
+    console.print(text, markup=False, highlight=False)
+    if not report.insert(README, "profile", text):
+        console.print(f"{README.name} has no <!-- profile --> … <!-- /profile -->")
+    return 0
 
 
-@app.command(name="all")
-def everything() -> None:
-    """All scenarios, in about nine minutes."""
-    limiter()
-    overhead()
-    streaming()
-    makespan()
+def _short_run(names: Iterable[str], plan: Plan) -> tuple[Run, list[str]]:
+    """Of the scenarios that have something to compare; with the names of those that failed."""
+    found, failed = Run(), []
+    for name in [name for name in ALL if name in set(names)]:
+        entrants = guard.entrants(ALL[name].SCENARIO, plan.contenders)
+        if entrants:
+            suite = Suite({name: ALL[name]}, console, Run())
+            keep = partial(found.put, order=ALL)
+            failed += suite.run(replace(plan, contenders=entrants), partial(_provenance, plan.seed), keep)
+    return found, failed
+
+
+def _contenders(chosen: Iterable[str]) -> frozenset[str]:
+    """Those that can run, of those that are chosen; names the others once."""
+    wanted = frozenset(chosen) | {OURS} if chosen else frozenset(CONTENDERS)
+    lacks = {name: reason for name, reason in venvs.lacks().items() if name in wanted}
+    for name, reason in lacks.items():
+        console.print(f"Without {name}: {reason}", markup=False, highlight=False)
+    if lacks:
+        console.print("`python -m benchmarks setup` makes the environments.")
+    return wanted - lacks.keys()
+
+
+def _provenance(seed: int) -> Provenance:
+    command = " ".join(["python -m benchmarks", *sys.argv[1:]])
+    return Provenance.here(command=command, seed=seed, versions=venvs.versions())
+
+
+def _unknown(names: Iterable[str], known: Collection[str]) -> bool:
+    """Whether there is a name that is not known; says so."""
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        console.print(f"There is no {'; '.join(unknown)}, but: {'; '.join(known)}.", markup=False, highlight=False)
+    return bool(unknown)
 
 
 if __name__ == "__main__":
-    app()
+    sys.exit(app(result_action="return_value"))

@@ -1,20 +1,60 @@
 """One process for each measurement: clients on one core, the gateway on another."""
 
 import asyncio
+import json
 import os
-from collections.abc import Awaitable, Callable, Iterator
+import subprocess
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import ParamSpec, TypeVar
 
 from kimi_async.mock import MockSettings, spawn
+
+from . import venvs
+from .contenders import CONTENDERS
+from .contenders.contract import Account, Outcome, Request
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 CLIENT, GATEWAY = 0, 1
 """Which of the cores that this process may use."""
+
+IMPORTS = 60.0
+"""Seconds that a contender may take to be imported, beside those that a scenario has patience for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """What one contender made of one file of requests.
+
+    Attributes:
+        outcomes: in the order of the requests.
+        cpu: seconds of its process, user and system, without imports.
+        peak_memory: bytes that it had resident at most, the interpreter and its imports included.
+        imported: seconds that the import of its packages took.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    cpu: float
+    peak_memory: int
+    imported: float
+
+    @property
+    def answered(self) -> int:
+        """Requests."""
+        return sum(outcome.answered for outcome in self.outcomes)
+
+    @property
+    def seconds(self) -> float:
+        """From the first submission to the end of the last request, answered or given up."""
+        first = min((outcome.submitted for outcome in self.outcomes), default=0.0)
+        return max((outcome.finished for outcome in self.outcomes), default=0.0) - first
 
 
 @contextmanager
@@ -67,6 +107,72 @@ def _measure(
     sender.send(loop.run_until_complete(main()))
     sender.close()
     os._exit(0)  # closing a thousand connections takes longer than measuring them
+
+
+def contest(name: str, account: Account, requests: Sequence[Request], *, patience: float) -> Contest:
+    """What a contender makes of requests that are all submitted at once, in a fresh process on the clients' core.
+
+    Args:
+        name: in `contenders.CONTENDERS`; the process runs in its environment.
+        account: what it is told.
+        requests: in the order of submission.
+        patience: seconds, after which it is stopped; what is unanswered then is lost.
+
+    Raises:
+        FileNotFoundError: its environment has not been made.
+        RuntimeError: its process failed; the message ends with what it printed.
+    """
+    job = {
+        "contender": name,
+        "account": asdict(account),
+        "requests": [asdict(request) for request in requests],
+        "patience": patience,
+    }
+    result = json.loads(_worker(name, json.dumps(job) + "\n", timeout=_longest(name, patience)))
+    outcomes = tuple(Outcome(**outcome) for outcome in result.pop("outcomes"))
+    return Contest(outcomes, **result)
+
+
+def _longest(name: str, patience: float) -> float:
+    return IMPORTS + CONTENDERS[name].settling + patience
+
+
+def _worker(name: str, job: str, *, timeout: float) -> str:
+    """What the worker answers. It runs in an empty folder: some packages read settings from where they are."""
+    with TemporaryDirectory() as folder, (Path(folder) / "stderr").open("w+", errors="replace") as printed:
+        with _pinned(CLIENT):
+            process = subprocess.Popen(
+                [venvs.python(name), "-m", f"{__package__}.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=printed,
+                encoding="utf-8",
+                cwd=folder,
+                env=_environment(),
+            )
+        try:
+            answer, _ = process.communicate(job, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            answer = ""
+        finally:
+            process.kill()
+            process.wait()
+        if not answer:
+            printed.seek(0)
+            raise RuntimeError(f"{name} failed in its process: exit status {process.returncode}\n{printed.read()}")
+        return answer
+
+
+def _environment() -> dict[str, str]:
+    """Without what would make a contender go elsewhere, or by other settings than those that it is told."""
+    foreign = ("OPENAI_", "LITELLM_", "MOONSHOT_", "KIMI_", "PYTHON")
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(foreign) and not name.lower().endswith("_proxy")
+    }
+    local = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # else its import asks the network for prices
+    return {**kept, **local, "PYTHONPATH": str(Path(__file__).parent.parent)}
 
 
 @contextmanager

@@ -1,66 +1,78 @@
-"""Prompts whose cost in tokens is known exactly."""
+"""Requests whose cost in tokens is known exactly, and the files of them that the scenarios send."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from functools import cache
 from random import Random
 
 from kimi_async import RateLimits, TokenCounter
 
-MODEL = "moonshot-v1-8k"
+from .contenders.contract import MODEL, Request
+
+LARGE = 0.08
+"""What a large request costs, as a share of TPM."""
+
+_SHORT, _MEDIUM = (0.002, 0.006), (0.01, 0.03)
+"""What other requests cost, likewise: 60 short ones are a quarter of TPM; 60 medium ones with a tenth of large ones
+are half as much again as TPM."""
 
 _TOPICS = ("月亮", "潮汐", "茶", "围棋", "长城", "量子", "the moon", "tides", "tea", "Go", "walls", "quanta")
 _SENTENCE = "月光落在潮水上，海面很安静。The moon rose over a calm sea. "
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """One request: a text, and what the gateway will charge for it."""
-
-    text: str
-    prompt_tokens: int
-    max_tokens: int
-
-    @property
-    def tokens(self) -> int:
-        """What counts against TPM and TPD."""
-        return self.prompt_tokens + self.max_tokens
-
-    @property
-    def messages(self) -> list[dict[str, str]]:
-        """As in the request."""
-        return [{"role": "user", "content": self.text}]
-
-
-def mixed_sizes(limits: RateLimits, *, seed: int, count: int = 150) -> list[Prompt]:
-    """A file in which first RPM and then TPM binds: short requests, then longer ones, a tenth of them large.
-
-    Args:
-        limits: a large request costs 8 % of their TPM.
-        seed: of the sizes, and of where the large ones are.
-        count: requests.
-    """
-    tpm = limits.tpm or 0
+def rpm_bound(limits: RateLimits, count: int, *, seed: int) -> list[Request]:
+    """Short requests only: RPM binds."""
     dice = Random(seed)
-    large = set(dice.sample(range(count), count // 10))
-    sizes = []
-    for number in range(count):
-        share = dice.uniform(0.004, 0.0115) if number < count / 2 else dice.uniform(0.013, 0.026)
-        sizes.append(round(tpm * (0.08 if number in large else share)))
-    counter = TokenCounter()
-    return [_costing(size, number, counter) for number, size in enumerate(sizes)]
+    return sized(_shares(limits, (dice.uniform(*_SHORT) for _ in range(count))))
 
 
-def two_kilobytes(count: int) -> list[Prompt]:
+def tpm_bound(limits: RateLimits, count: int, *, seed: int) -> list[Request]:
+    """Medium requests, a tenth of them large: TPM binds."""
+    return sized(_shares(limits, _with_large(Random(seed), count)))
+
+
+def mixed(limits: RateLimits, count: int, *, seed: int) -> list[Request]:
+    """Three fifths short requests, then medium and large ones: first RPM binds, then TPM."""
+    dice = Random(seed)
+    short = 3 * count // 5
+    shares = [dice.uniform(*_SHORT) for _ in range(short)] + _with_large(dice, count - short)
+    return sized(_shares(limits, shares))
+
+
+def sized(sizes: Iterable[int], *, key: str = "") -> list[Request]:
+    """A request of each cost in tokens; no two texts are equal.
+
+    Raises:
+        ValueError: a cost too small for the shortest text and its answer.
+    """
+    return [_costing(size, number, key) for number, size in enumerate(sizes)]
+
+
+def two_kilobytes(count: int) -> list[Request]:
     """Distinct prompts that make requests of 2 KB; the mock's answer, if it is as long as it may be, has 1.1 KB."""
-    counter = TokenCounter()
-    return [_counted(f"{number:03}. " + _SENTENCE * 24, 153, counter) for number in range(count)]
+    return [_counted(f"{number:03}. " + _SENTENCE * 24, 153) for number in range(count)]
 
 
-def _costing(tokens: int, number: int, counter: TokenCounter) -> Prompt:
-    text = f"第 {number} 题：用一句话介绍{_TOPICS[number % len(_TOPICS)]}。"
-    prompt = _counted(text, 1, counter)
-    return Prompt(text, prompt.prompt_tokens, tokens - prompt.prompt_tokens)
+def _with_large(dice: Random, count: int) -> list[float]:
+    large = set(dice.sample(range(count), count // 10))
+    return [LARGE if number in large else dice.uniform(*_MEDIUM) for number in range(count)]
 
 
-def _counted(text: str, max_tokens: int, counter: TokenCounter) -> Prompt:
-    prompt_tokens = counter.prompt_tokens([{"role": "user", "content": text}], model=MODEL)
-    return Prompt(text, prompt_tokens, max_tokens)
+def _shares(limits: RateLimits, shares: Iterable[float]) -> list[int]:
+    return [round((limits.tpm or 0) * share) for share in shares]
+
+
+def _costing(tokens: int, number: int, key: str) -> Request:
+    prompt = _counted(f"第 {number} 题：用一句话介绍{_TOPICS[number % len(_TOPICS)]}。", 1)
+    if tokens <= prompt.prompt_tokens:
+        raise ValueError(f"{tokens} tokens do not suffice for a prompt of {prompt.prompt_tokens} and an answer")
+    return Request(prompt.text, prompt.prompt_tokens, tokens - prompt.prompt_tokens, key)
+
+
+def _counted(text: str, max_tokens: int) -> Request:
+    prompt_tokens = _counter().prompt_tokens([{"role": "user", "content": text}], model=MODEL)
+    return Request(text, prompt_tokens, max_tokens)
+
+
+@cache
+def _counter() -> TokenCounter:
+    return TokenCounter()

@@ -1,116 +1,260 @@
-"""Results: as JSON with everything that was measured, as tables for the terminal and for this folder's README."""
+"""What is written from the results alone: ``results/report.md`` and the marked parts of this folder's README."""
 
 import json
-import os
-import platform
 import re
-import statistics
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from unicodedata import east_asian_width
 
-FOLDER = Path(__file__).parent
-PACKAGES = ("kimi_async", "httpx", "openai", "aiolimiter", "uvicorn", "uvloop")
+from .comparison import Comparison, Row, Spread, is_ours
+from .results import OURS, Figure, Provenance, Remark, Result, Run
+from .tables import Table, bold, replaced
+
+TABLE = "table"
+"""The README's part that holds the table; each scenario has one of its own name."""
+
+FLAG = " †"
+"""Behind the figures of a contender that lost more prompts than ``kimi_async``."""
+
+LONG = 120
+"""Characters of a parameter that is found in the JSON only."""
+
+HEADER = ("scenario", "case", "figure", OURS, "best other", "its value", "ratio", "first")
+
+
+_LINK = re.compile(r"\]\((?![a-z]+:|#|/)")
+"""The beginning of a link's address, relative to this folder; the report is one folder further down."""
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """Rows of text under a header; the first column is words, the others are numbers."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    def __str__(self) -> str:
-        lines = [self.header, *self.rows]
-        widths = [max(_width(line[column]) for line in lines) for column in range(len(self.header))]
-        rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-        return "\n".join("| " + " | ".join(_padded(line, widths)) + " |" for line in (self.header, rule, *self.rows))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What one run of a scenario found.
+class Missing:
+    """What a reader of the report would miss.
 
     Attributes:
-        name: of the result's file and of the README's markers.
-        parameters: all that is needed to run it again, the seed included.
-        summary: a sentence or table each, in order.
-        samples: every single measurement.
+        unexplained: rows in which another is better, and no remark says why.
+        unmarked: parts that the README has no markers for.
     """
 
-    name: str
-    parameters: dict[str, object]
-    summary: Sequence[str | Table]
-    samples: Sequence[dict[str, object]]
-    date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    unexplained: list[Row]
+    unmarked: list[str]
 
-    def __str__(self) -> str:
-        return "\n\n".join(map(str, self.summary))
 
-    def publish(self) -> None:
-        """Print it, keep it as JSON, and rewrite its part of the README."""
-        print(f"\n{self.name}\n\n{self}\n")
-        content = {
-            "scenario": self.name,
-            "date": self.date,
-            "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
-            "machine": machine(),
-            "versions": {package: version(package) for package in PACKAGES},
-            "parameters": self.parameters,
-            "samples": list(self.samples),
-        }
-        path = FOLDER / "results" / f"{self.name}.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        readme = FOLDER / "README.md"
-        provenance = f"{self.date[:10]}, {machine()}"
-        text = replaced(readme.read_text(encoding="utf-8"), self.name, f"{self}\n\n*{provenance}*")
+def write(run: Run, folder: Path, readme: Path | None) -> Missing:
+    """Write ``report.md`` into the folder, and the README's marked parts.
+
+    Args:
+        run: what was measured.
+        folder: of the results; plots are expected there, named after their scenarios.
+        readme: has the markers ``<!-- name -->`` and ``<!-- /name -->`` of the parts that it shows; None for no file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.md").write_text(markdown(run), encoding="utf-8")
+    contents = parts(run, folder.name) if readme else {}
+    unmarked = [name for name, content in contents.items() if readme and not insert(readme, name, content)]
+    return Missing([row for row in rows(run) if row.standing == "better" and not row.remarks], unmarked)
+
+
+def insert(readme: Path, name: str, content: str) -> bool:
+    """Write one marked part; whether the file has its markers."""
+    text = replaced(readme.read_text(encoding="utf-8"), name, content)
+    if text is not None:
         readme.write_text(text, encoding="utf-8")
+    return text is not None
 
 
-def replaced(text: str, name: str, content: str) -> str:
-    """``text`` with what stands between the markers ``<!-- name -->`` and ``<!-- /name -->`` replaced.
+def rows(run: Run) -> list[Row]:
+    """Of the table, in the order of the scenarios."""
+    return [row for result in run.results for row in Comparison(result).rows()]
 
-    Raises:
-        ValueError: it has no such markers.
+
+def markdown(run: Run) -> str:
+    """The whole report."""
+    sections = [_section(result) for result in run.results]
+    return "\n\n".join(["# Results", the_table(rows(run)), *sections]) + "\n"
+
+
+def parts(run: Run, folder: str) -> dict[str, str]:
+    """The README's parts by name: the rows that matter most; for each scenario its prose, plot and first tables.
+
+    Args:
+        run: what was measured.
+        folder: of the plots, as seen from the README.
     """
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    found = re.compile(f"{re.escape(begin)}.*{re.escape(end)}", re.DOTALL)
-    if not found.search(text):
-        raise ValueError(f"no {begin} … {end} to write the tables between")
-    return found.sub(lambda match: f"{begin}\n\n{content}\n\n{end}", text)
+    plotted = {(result.scenario.name, figure.name) for result in run.results for figure in _plotted(result)}
+    chosen = [row for row in rows(run) if row.standing == "better" or (row.scenario, row.figure.name) in plotted]
+    return {TABLE: the_table(chosen)} | {
+        result.scenario.name: "\n\n".join(
+            [
+                result.scenario.about.strip(),
+                _picture(result, folder),
+                *_tables(result, _plotted(result)),
+                _provenance(result.provenance),
+            ]
+        )
+        for result in run.results
+    }
 
 
-def spread(values: Sequence[float], digits: int) -> str:
-    """The median, and the least and the greatest where they differ: ``1.42 (1.39 to 1.51)``."""
-    median, least, greatest = (
-        f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values))
+# -- the table ----------------------------------------------------------------------------------------------------
+
+
+def the_table(chosen: Sequence[Row]) -> str:
+    """One line for each row, how many of them ``kimi_async`` wins, and the remarks of those that it does not."""
+    if not chosen:
+        return "Nobody competes in any row."
+    notes = list(dict.fromkeys(text for row in chosen for text in _notes(row)))
+    table = Table(HEADER, [_line(row, notes) for row in chosen], words=3)
+    legend = (
+        f"The ratio is {OURS}'s value over the other's, within one repetition. Each cell is the median, with the "
+        "least and the greatest in brackets. Equal is who is printed alike or is ahead in some repetitions only. "
+        "**Bold** is whoever is better."
     )
-    return median if least == greatest else f"{median} ({least} to {greatest})"
+    remarks = [f"{number}. {text}" for number, text in enumerate(notes, 1)]
+    return "\n\n".join([_score(chosen), str(table), legend, *(["\n".join(remarks)] if remarks else [])])
 
 
-def machine() -> str:
-    """Processor, cores, system and Python, in words."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return f"{_processor()}, {cores} cores, {platform.system()}, Python {platform.python_version()}"
+def _score(chosen: Sequence[Row]) -> str:
+    behind = sum(row.standing == "better" for row in chosen)
+    equal = sum(row.standing == "equal" for row in chosen)
+    first = len(chosen) - behind - equal
+    return f"Of {len(chosen):,} rows, {OURS} is first in {first:,}, equal in {equal:,} and behind in {behind:,}."
 
 
-def _processor() -> str:
-    try:
-        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+def _line(row: Row, notes: Sequence[str]) -> list[str]:
+    digits = row.figure.digits
+    line = [row.scenario, row.case, row.figure.title, row.ours.text(digits)]
+    if row.other is None or row.others is None:
+        return [*line, "nobody else answered all", "", "", OURS]
+    ratio = _ratio(row.ratio) if row.ratio else ""
+    value = row.others.text(digits)
+    if row.standing == "better":
+        numbers = ", ".join(str(notes.index(text) + 1) for text in _notes(row)) or "no remark"
+        return [*line, bold(row.other), bold(value), ratio, f"{bold(row.other)} ({numbers})"]
+    return [*line, row.other, value, ratio, OURS if row.standing == "worse" else "equal"]
 
 
-def _padded(line: Sequence[str], widths: Sequence[int]) -> list[str]:
-    blanks = [" " * (width - _width(cell)) for cell, width in zip(line, widths, strict=True)]
-    return [line[0] + blanks[0], *(blank + cell for blank, cell in zip(blanks[1:], line[1:], strict=True))]
+def _notes(row: Row) -> list[str]:
+    return [remark.text for remark in row.remarks] if row.standing == "better" else []
 
 
-def _width(cell: str) -> int:
-    return sum(2 if east_asian_width(character) in "WF" else 1 for character in cell)
+def _ratio(spread: Spread) -> str:
+    """Three digits that say something, as far as there are: 0.104, 0.97, 12.3."""
+    size = abs(spread.median)
+    return spread.text(1 if size >= 10 else 2 if size >= 0.2 else 3)
+
+
+# -- a scenario ---------------------------------------------------------------------------------------------------
+
+
+def _section(result: Result) -> str:
+    scenario = result.scenario
+    tables = _tables(result, scenario.figures)
+    return "\n\n".join(
+        [
+            f"## {scenario.name}: {scenario.title}",
+            _LINK.sub("](../", scenario.about.strip()),
+            _picture(result, ""),
+            *tables,
+            *_parameters(result),
+            _provenance(result.provenance, whole=True),
+        ]
+    )
+
+
+def _plotted(result: Result) -> Sequence[Figure]:
+    return result.scenario.figures[: result.scenario.plotted]
+
+
+def _picture(result: Result, folder: str) -> str:
+    name = result.scenario.name
+    path = f"{folder}/{name}.png" if folder else f"{name}.png"
+    return f"![{result.scenario.title}]({path})"
+
+
+def _provenance(where: Provenance, *, whole: bool = False) -> str:
+    if not whole:
+        return f"*{where.date[:10]}, {where.machine}*"
+    versions = ", ".join(f"{name} {version}" for name, version in where.versions.items())
+    return f"*{where.date}, {where.machine}; seed {where.seed}; {versions}*\n\n```\n{where.command}\n```"
+
+
+def _parameters(result: Result) -> Iterator[str]:
+    """On a line, without those that are long."""
+    texts = {name: json.dumps(value, ensure_ascii=False) for name, value in result.parameters.items()}
+    short = [f"{name} `{text}`" for name, text in texts.items() if len(text) <= LONG]
+    if short:
+        yield f"Measured with {', '.join(short)}."
+
+
+def _tables(result: Result, figures: Iterable[Figure]) -> Iterator[str]:
+    """Of each figure: its values, their ratios if it is guarded, what the flag means, and the remarks."""
+    comparison = Comparison(result)
+    if len(comparison.contenders) == 1:
+        yield str(_alone(comparison, figures))
+        return
+    for figure in figures:
+        values = _values(comparison, figure)
+        if values is None:
+            continue
+        yield f"**{figure.title}**"
+        yield str(values)
+        if FLAG in str(values):
+            yield f"{FLAG.strip()} lost more prompts than {OURS}; this is no comparison."
+        ratios = _ratios(comparison, figure) if figure.guarded else None
+        if ratios:
+            yield f"{OURS}'s over the others':"
+            yield str(ratios)
+        yield from (f"> {remark.text}" for remark in _remarks(comparison, figure))
+
+
+def _alone(comparison: Comparison, figures: Iterable[Figure]) -> Table:
+    """All figures of one contender, which has nobody to be compared with."""
+    [name] = comparison.contenders
+    shown = [one for one in figures if any(comparison.values(one.name, case, name) for case in comparison.cases)]
+    cells = [
+        [case, *(_text(comparison.spread(figure.name, case, name), figure.digits) for figure in shown)]
+        for case in comparison.cases
+    ]
+    return Table(("case", *(figure.title for figure in shown)), cells)
+
+
+def _values(comparison: Comparison, figure: Figure) -> Table | None:
+    def cell(name: str, case: str) -> str:
+        text = _text(comparison.spread(figure.name, case, name), figure.digits)
+        if comparison.lost_more(figure.name, case, name):
+            return text + FLAG if text else f"lost {comparison.lost(case, name):,.0f}"
+        return bold(text) if comparison.standing(figure, case, name) == "better" else text
+
+    return _crossed(comparison, figure, comparison.contenders, cell)
+
+
+def _ratios(comparison: Comparison, figure: Figure) -> Table | None:
+    def cell(name: str, case: str) -> str:
+        ratios = comparison.ratios(figure.name, case, name)
+        return _ratio(Spread.of(ratios)) if ratios and comparison.competes(figure.name, case, name) else ""
+
+    return _crossed(comparison, figure, [name for name in comparison.contenders if not is_ours(name)], cell)
+
+
+def _crossed(
+    comparison: Comparison, figure: Figure, names: Sequence[str], cell: Callable[[str, str], str]
+) -> Table | None:
+    """Contenders by cases, the longer of the two downwards, without what is empty; None if all is."""
+    cells = {(name, case): cell(name, case) for name in names for case in comparison.cases}
+    names = [name for name in names if any(cells[name, case] for case in comparison.cases)]
+    cases = [case for case in comparison.cases if any(cells[name, case] for name in names)]
+    if not cases:
+        return None
+    if len(cases) > len(names):
+        return Table(("case", *names), [[case, *(cells[name, case] for name in names)] for case in cases])
+    return Table(("contender", *cases), [[name, *(cells[name, case] for case in cases)] for name in names])
+
+
+def _remarks(comparison: Comparison, figure: Figure) -> list[Remark]:
+    """Of the figure's rows in which another is better."""
+    behind = [row for row in comparison.rows() if row.figure == figure and row.standing == "better"]
+    return list(dict.fromkeys(remark for row in behind for remark in row.remarks))
+
+
+def _text(spread: Spread | None, digits: int) -> str:
+    return spread.text(digits) if spread else ""

@@ -1,10 +1,38 @@
 """What a run of the suite found, and all that is needed to read it without the code that measured it."""
 
+import json
+import math
+import os
+import platform
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Literal
 
+from pydantic import TypeAdapter
+
 OURS = "kimi_async"
-"""The contender whose figures the others' are divided by."""
+"""The contender whose figures are divided by the others'. Names that go on after it are variants of ours."""
+
+LOST = "lost"
+"""The figure of prompts that were not answered: above 0, a contender's other figures of that case do not compete."""
+
+PACKAGES = (
+    "kimi_async",
+    "httpx",
+    "httpcore",
+    "h11",
+    "pydantic",
+    "tiktoken",
+    "openai",
+    "aiolimiter",
+    "uvicorn",
+    "uvloop",
+)
+"""Whose versions a result carries, beside those of the contenders with an environment of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +45,7 @@ class Figure:
         digits: behind the point.
         better: which of two values is the better one; None where that says nothing.
         guarded: whether ``check`` compares it with the committed results.
+        ideal: what nobody can be better than, if that is known; a line in the plot.
     """
 
     name: str
@@ -24,6 +53,7 @@ class Figure:
     digits: int = 2
     better: Literal["less", "more"] | None = "less"
     guarded: bool = False
+    ideal: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +65,9 @@ class Observation:
         contender: who.
         repetition: from 0; all contenders are measured once before anybody is measured again.
         values: by the figure's name. A figure that does not apply is missing.
+
+    Raises:
+        ValueError: a value is infinite or not a number.
     """
 
     case: str
@@ -42,14 +75,19 @@ class Observation:
     repetition: int
     values: dict[str, float]
 
+    def __post_init__(self) -> None:
+        for name, value in self.values.items():
+            if not math.isfinite(value):
+                raise ValueError(f"{self.contender}, {self.case}: {name} is {value}; leave out what does not apply")
+
 
 @dataclass(frozen=True, slots=True)
 class Remark:
     """Why ``kimi_async`` is not first in some rows, and what would change it.
 
     Attributes:
-        figure: whose table.
-        case: a shell pattern (`fnmatch`) of the rows.
+        figure: whose table: a shell pattern (`fnmatch`) of figures' names.
+        case: likewise of the rows.
         text: one or two sentences.
     """
 
@@ -68,7 +106,9 @@ class Scenario:
         about: a paragraph or two of Markdown: conditions, and how to read the figures.
         figures: in the order of their tables.
         remarks: see `Remark`.
-        plot: how its first figures are best looked at: bars by case, or lines over cases that are numbers.
+        plot: how its first figures are best looked at: bars by case, or lines over the first number that is in each
+            case ("1,000 in flight, 50 ms"), with a panel for all cases that are the same but for that number.
+        plotted: how many of its first figures the plot shows.
     """
 
     name: str
@@ -77,19 +117,7 @@ class Scenario:
     figures: tuple[Figure, ...]
     remarks: tuple[Remark, ...] = ()
     plot: Literal["bars", "lines"] = "bars"
-
-
-@dataclass(slots=True)
-class Result:
-    """A scenario, and what was observed in it.
-
-    Attributes:
-        parameters: what it was measured with: limits, sizes, latencies.
-    """
-
-    scenario: Scenario
-    parameters: dict[str, object] = field(default_factory=dict)
-    observations: list[Observation] = field(default_factory=list)
+    plotted: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,13 +139,115 @@ class Plan:
     full: bool = False
 
 
-@dataclass(slots=True, kw_only=True)
-class Run:
-    """One run of the suite; what its JSON file holds."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Where figures come from.
+
+    Attributes:
+        date: of the beginning, ISO 8601.
+        command: that measured them.
+        machine: processor, cores, system and Python.
+        seed: of sizes, orders and faults.
+        versions: by package.
+    """
 
     date: str
     command: str
     machine: str
     seed: int
-    versions: dict[str, str]
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def here(cls, *, command: str, seed: int, versions: Mapping[str, str] | None = None) -> "Provenance":
+        """Of what is measured now, on this machine.
+
+        Args:
+            command: as typed.
+            seed: see `Plan`.
+            versions: of contenders' packages; those of `PACKAGES` are added.
+        """
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        own = {package: found for package in PACKAGES if (found := _version(package))}
+        return cls(date=now, command=command, machine=machine(), seed=seed, versions={**(versions or {}), **own})
+
+
+@dataclass(slots=True)
+class Result:
+    """A scenario, and what was observed in it.
+
+    Attributes:
+        parameters: what it was measured with: limits, sizes, latencies.
+    """
+
+    scenario: Scenario
+    provenance: Provenance
+    parameters: dict[str, object] = field(default_factory=dict)
+    observations: list[Observation] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Run:
+    """What the JSON file of results holds: the latest result of each scenario, in the order of the report."""
+
     results: list[Result] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, path: Path) -> "Run":
+        """The run in a file; an empty one if there is none.
+
+        Raises:
+            pydantic.ValidationError: the file holds something else.
+        """
+        return _RUN.validate_json(path.read_bytes()) if path.exists() else cls()
+
+    def write(self, path: Path) -> None:
+        """Replace the file in one step: whoever is interrupted leaves the one from before."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(".tmp")
+        draft.write_text(self._json(), encoding="utf-8")
+        draft.replace(path)
+
+    def result(self, name: str) -> Result | None:
+        """The result of one scenario."""
+        return next((result for result in self.results if result.scenario.name == name), None)
+
+    def put(self, result: Result, order: Iterable[str]) -> None:
+        """Add a result, in place of one of the same scenario; ``order`` is that of all scenarios."""
+        places = {name: place for place, name in enumerate(order)}
+        others = [other for other in self.results if other.scenario.name != result.scenario.name]
+        self.results = sorted([*others, result], key=lambda one: places.get(one.scenario.name, len(places)))
+
+    def _json(self) -> str:
+        """One observation a line, so that a difference between two files can be read."""
+        content = _RUN.dump_python(self, mode="json")
+        lines: list[str] = []
+        for result in content["results"]:
+            for place, observation in enumerate(result["observations"]):
+                lines.append(json.dumps(observation, ensure_ascii=False))
+                result["observations"][place] = f"@{len(lines) - 1}@"
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        return re.sub(r'^( +)"@(\d+)@"', lambda found: found[1] + lines[int(found[2])], text, flags=re.MULTILINE)
+
+
+_RUN = TypeAdapter(Run)
+
+
+def machine() -> str:
+    """Processor, cores, system and Python, in words."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return f"{_processor()}, {cores} cores, {platform.system()}, Python {platform.python_version()}"
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

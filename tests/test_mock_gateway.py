@@ -5,6 +5,7 @@ import json
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -224,6 +225,36 @@ async def test_without_a_socket_a_drop_is_an_exception():
     async with client(instant(faults=Faults(drop=1))) as kimi:
         with pytest.raises(ConnectionResetError):
             await chat(kimi)
+
+
+async def test_a_burst_of_overload_spares_nobody():
+    """Ten seconds after the first request, for one second; each of them was admitted, and is charged."""
+    clock = iter(at for at in (100.0, 109.9, 110.0, 110.9, 111.0) for _ in "ab")  # to be admitted, and for its fate
+    async with client(instant(faults=Faults(overload_every=11, overload_lasts=1)), clock=lambda: next(clock)) as kimi:
+        statuses = [(await chat(kimi, str(number))).status_code for number in range(5)]
+        stats = (await kimi.get("/stats")).json()
+    assert statuses == [200, 200, 429, 429, 200]
+    assert (stats["admitted"], stats["faults"]) == (5, {"overload": 2})
+
+
+async def test_the_same_body_again_is_counted_and_so_is_its_second_answer():
+    """Three times the same, two answers: one of them was paid twice. Another body has nothing to do with it."""
+    clock = iter(at for at in (0.0, 9.0, 10.0, 11.0) for _ in "ab")
+    async with client(instant(faults=Faults(overload_every=10, overload_lasts=1)), clock=lambda: next(clock)) as kimi:
+        for prompt in ("other", "same", "same", "same"):
+            await chat(kimi, prompt)
+        stats = (await kimi.get("/stats")).json()
+    assert (stats["admitted"], stats["repeated"], stats["billed_again"]) == (4, 2, 1)
+
+
+@pytest.mark.parametrize(("fault", "billed_again"), [("cut", 1), ("garble", 1), ("error_5xx", 0)])
+async def test_a_broken_answer_is_billed_and_a_server_error_is_not(fault, billed_again):
+    """A client that asks twice pays twice where the answer had been generated."""
+    async with client(instant(faults=Faults(**{fault: 1}))) as kimi:
+        for _ in range(2):
+            with suppress(ConnectionResetError):
+                await chat(kimi)
+        assert (await kimi.get("/stats")).json()["billed_again"] == billed_again
 
 
 async def test_a_drop_closes_the_connection_without_an_answer():

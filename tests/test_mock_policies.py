@@ -210,7 +210,25 @@ def test_no_faults_by_default():
     assert [Faults().pick(throw) for throw in (0, 0.5, 0.999)] == [None] * 3
 
 
-@pytest.mark.parametrize("wrong", [{"drop": -0.1}, {"slow": 1.1}, {"drop": 0.6, "garble": 0.6}, {"cut": 1.1}])
+def test_overload_comes_in_bursts():
+    """One second at the end of each ten, from the first request on; none where none is asked for."""
+    faults = Faults(overload_every=10, overload_lasts=1)
+    assert [faults.overloaded(at) for at in (0, 8.9, 9, 9.9, 10, 19, 20)] == [0, 0, 1, 1, 0, 1, 0]
+    assert not any(Faults().overloaded(at) for at in (0, 8.9, 9))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"drop": -0.1},
+        {"slow": 1.1},
+        {"drop": 0.6, "garble": 0.6},
+        {"cut": 1.1},
+        {"overload_lasts": 1},
+        {"overload_every": 2, "overload_lasts": 3},
+        {"overload_every": 2, "overload_lasts": -1},
+    ],
+)
 def test_impossible_probabilities_are_refused(wrong):
     """At construction, not in the middle of a run."""
     with pytest.raises(ConfigurationError):

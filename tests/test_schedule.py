@@ -1,11 +1,12 @@
-"""The ideal first-come-first-served schedule that the benchmarks compare with."""
+"""The ideal schedules that the benchmarks compare with, and the bound below all of them."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.schedule import ideal, makespan
+from benchmarks.schedule import fluid_bound, ideal, makespan
 from kimi_async import RateLimits
+from kimi_async.mock.policies import fits, open_window
 
 LATENCY = 2.0
 
@@ -13,6 +14,11 @@ LATENCY = 2.0
 def schedule(tokens, *, latency=LATENCY, **limits):
     """Departures as pairs of time and what was waited for."""
     return [(departure.at, departure.waited_for) for departure in ideal(tokens, RateLimits(**limits), latency=latency)]
+
+
+def times(tokens, limits, **options):
+    """Departures."""
+    return [departure.at for departure in ideal(tokens, limits, latency=LATENCY, **options)]
 
 
 def test_without_limits_everything_leaves_at_once():
@@ -97,8 +103,7 @@ ACCOUNTS = st.builds(
 @given(tokens=FILES, limits=ACCOUNTS)
 def test_it_keeps_every_limit(tokens, limits):
     """Never above a budget; whole seconds, so that sums of floats are exact."""
-    times = [departure.at for departure in ideal(tokens, limits, latency=LATENCY)]
-    assert keeps_limits(times, tokens, limits, LATENCY)
+    assert keeps_limits(times(tokens, limits), tokens, limits, LATENCY)
 
 
 @given(tokens=FILES, limits=ACCOUNTS, data=st.data())
@@ -115,3 +120,72 @@ def test_no_request_can_leave_any_earlier(tokens, limits, data):
         )
         other.append(next(feasible) + data.draw(st.sampled_from([0.0, 0.0, 1.0, 5.0])))
         assert other[-1] >= best[index]
+
+
+def test_a_fixed_minute_begins_anew_at_the_clocks_edge():
+    """RPM 3, 20 s before the edge: three, three more at the edge, and the seventh a minute later."""
+    limits = RateLimits(rpm=3)
+    assert times([1] * 7, limits, policy="fixed", begin=100.0) == [0, 0, 0, 20, 20, 20, 80]
+
+
+def test_a_fixed_minute_that_has_passed_is_forgotten():
+    """One slot, 25 s each, RPM 2: what leaves after the edge counts from that edge on."""
+    limits = RateLimits(concurrency=1, rpm=2)
+    departures = ideal([1] * 5, limits, latency=25.0, policy="fixed", begin=30.0)
+    assert [departure.at for departure in departures] == [0, 25, 50, 75, 100]
+
+
+def test_a_bucket_starts_full_and_refills():
+    """RPM 3: three at once, then one each 20 s."""
+    assert times([1] * 5, RateLimits(rpm=3), policy="bucket") == [0, 0, 0, 20, 40]
+
+
+def test_gcra_spaces_requests_and_keeps_a_bucket_of_tokens():
+    """RPM 3, 20 s apart; TPM 60: the second 60 tokens wait until the bucket is full again."""
+    assert times([60, 60, 1], RateLimits(rpm=3, tpm=60), policy="gcra") == [0, 60, 80]
+
+
+@given(tokens=FILES, limits=ACCOUNTS, policy=st.sampled_from(["fixed", "bucket", "gcra"]), begin=st.integers(0, 100))
+def test_the_mocks_policies_let_their_ideal_through_and_nothing_sooner(tokens, limits, policy, begin):
+    """Each request fits when it leaves, and a moment earlier it would not, or its predecessor was not gone."""
+    windows = [
+        (open_window(policy, limits.rpm, window=limits.minute), [1] * len(tokens)),
+        (open_window("bucket" if policy == "gcra" else policy, limits.tpm, window=limits.minute), tokens),
+    ]
+    departures = ideal(tokens, limits, latency=LATENCY, policy=policy, begin=begin)
+    moment, before = 1e-4, begin
+    for index, departure in enumerate(departures):
+        now = begin + departure.at + moment / 100  # rounding
+        if departure.waited_for in {"rpm", "tpm"}:
+            assert now - moment >= before
+            assert not all(fits(window, now - moment, amounts[index]) for window, amounts in windows)
+        for window, amounts in windows:
+            assert fits(window, now, amounts[index])
+            window.charge(now, amounts[index])
+        before = begin + departure.at
+
+
+def test_the_fluid_bound_is_what_is_left_after_whole_minutes():
+    """RPM 3 and ten requests: one is left after three minutes. TPM 10 and 35 tokens: five are, and take as long."""
+    assert fluid_bound([1] * 10, RateLimits(rpm=3), latency=LATENCY) == 182.0
+    assert fluid_bound([5] * 7, RateLimits(tpm=10), latency=LATENCY) == 182.0
+
+
+def test_the_fluid_bound_knows_slots():
+    """Two slots, five requests of 2 s; after a minute of 20, ten more take five turns."""
+    assert fluid_bound([1] * 5, RateLimits(concurrency=2), latency=LATENCY) == 5.0
+    assert fluid_bound([1] * 30, RateLimits(concurrency=2, rpm=20), latency=LATENCY) == 70.0
+
+
+def test_nothing_takes_no_time():
+    """An empty file, and one without limits, which takes a latency."""
+    assert fluid_bound([], RateLimits(rpm=1), latency=LATENCY) == 0
+    assert fluid_bound([1, 2], RateLimits(), latency=LATENCY) == LATENCY
+
+
+@given(tokens=FILES, limits=ACCOUNTS, order=st.randoms())
+def test_no_order_is_below_the_fluid_bound(tokens, limits, order):
+    """The ideal of each order is a schedule like any other."""
+    shuffled = order.sample(tokens, len(tokens))
+    bound = fluid_bound(tokens, limits, latency=LATENCY)
+    assert makespan(ideal(shuffled, limits, latency=LATENCY), latency=LATENCY) >= bound - 1e-9

@@ -22,9 +22,13 @@ class Faults:
         cut: the connection is closed in the middle of the body, or of the stream.
         slow: the answer takes ``slow_seconds`` longer; independent of the others.
         slow_seconds: seconds.
+        overload_every: seconds from one burst of overload to the next; 0 is none. Each request that is admitted in a
+            burst meets ``overload``.
+        overload_lasts: seconds of a burst, at the end of that time.
 
     Raises:
-        ConfigurationError: a probability outside 0 to 1, or the first five above 1 in sum.
+        ConfigurationError: a probability outside 0 to 1, the first five above 1 in sum, or a burst that is longer
+            than the time to the next.
     """
 
     error_5xx: float = 0.0
@@ -34,11 +38,19 @@ class Faults:
     cut: float = 0.0
     slow: float = 0.0
     slow_seconds: float = 10.0
+    overload_every: float = 0.0
+    overload_lasts: float = 0.0
 
     def __post_init__(self) -> None:
         exclusive = (self.error_5xx, self.overload, self.drop, self.garble, self.cut)
         if min(*exclusive, self.slow) < 0 or self.slow > 1 or sum(exclusive) > 1 or self.slow_seconds < 0:
             raise ConfigurationError(f"probabilities are 0 to 1, and those of the faults add up to 1: {self}")
+        if not 0 <= self.overload_lasts <= self.overload_every:
+            raise ConfigurationError(f"a burst of overload lasts no longer than until the next: {self}")
+
+    def overloaded(self, elapsed: float) -> bool:
+        """Whether there is a burst of overload, so many seconds after the first admitted request."""
+        return self.overload_lasts > 0 and elapsed % self.overload_every >= self.overload_every - self.overload_lasts
 
     def pick(self, throw: float) -> Fault | None:
         """The fault that a throw in [0, 1) means, if any."""

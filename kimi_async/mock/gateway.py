@@ -55,6 +55,7 @@ class Gateway:
         self._counts: Counter[str] = Counter()
         self._statuses: Counter[str] = Counter()
         self._faults: Counter[str] = Counter()
+        self._first_admitted: float | None = None
         self.files = Files()
         self._routes: dict[tuple[str, str], Route] = {
             ("POST", "/v1/chat/completions"): self._chat,
@@ -84,11 +85,17 @@ class Gateway:
             await exchange.close()
 
     def stats(self) -> dict[str, object]:
-        """Everything counted so far: the account's statistics, and what was served."""
+        """Everything counted so far: the account's statistics, and what was served.
+
+        ``repeated`` are requests whose body was admitted before, ``billed_again`` those of them that brought a
+        second answer to it, which costs money.
+        """
         return {
             **asdict(self.account.stats()),
             "prompt_tokens": self._counts["prompt_tokens"],
             "completion_tokens": self._counts["completion_tokens"],
+            "repeated": self._counts["repeated"],
+            "billed_again": self._counts["billed_again"],
             "hung_up": self._counts["hung_up"],
             "streams": self._counts["streams"],
             "chunks": self._counts["chunks"],
@@ -149,9 +156,11 @@ class Gateway:
         return parse_chat(body, self._count_prompt, serve_retired=self.settings.serve_retired)
 
     async def _generate(self, request: ChatRequest, fate: Fate, exchange: Exchange) -> Answer | bytes:
-        if fate.fault is not None:
-            self._faults[fate.fault] += 1
-        if fate.fault == "overload":
+        self._counts["repeated"] += fate.repeated
+        fault = "overload" if self._overloaded() else fate.fault
+        if fault is not None:
+            self._faults[fault] += 1
+        if fault == "overload":
             return answers.OVERLOADED
         replies = _replies(request, fate)
         generation = self._generation_seconds(replies)
@@ -163,6 +172,8 @@ class Gateway:
         usage = answers.usage(request, fate, replies)
         self._counts["prompt_tokens"] += usage.prompt_tokens
         self._counts["completion_tokens"] += usage.completion_tokens
+        self._counts["billed_again"] += fate.history.billed > 0
+        fate.history.billed += 1
         if request.stream:
             chunks = ChunkStream(request, fate.identity, replies, usage, self.settings.tokens_per_chunk)
             await self._stream(chunks, fate, generation, exchange)
@@ -171,6 +182,14 @@ class Gateway:
         if fate.fault == "garble":
             return answers.garbled(answer, fate.throw)
         return answers.truncated(answer, fate.throw) if fate.fault == "cut" else answer
+
+    def _overloaded(self) -> bool:
+        if not self.settings.faults.overload_lasts:
+            return False
+        now = self._clock()
+        if self._first_admitted is None:
+            self._first_admitted = now
+        return self.settings.faults.overloaded(now - self._first_admitted)
 
     def _generation_seconds(self, replies: tuple[Reply, ...]) -> float:
         speed = self.settings.tokens_per_second

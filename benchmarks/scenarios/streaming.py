@@ -1,24 +1,21 @@
 """What a chunk of a streamed answer costs the client's processor."""
 
 import asyncio
-import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 
+from benchmarks.contenders.contract import API_KEY, MODEL, TIMEOUT
+from benchmarks.processes import gateway, measured
+from benchmarks.results import Figure, Observation, Plan, Remark, Scenario
+from benchmarks.trial import observed
 from kimi_async import AsyncKimi, RateLimits
 from kimi_async.mock import MockSettings
 
-from .contenders import API_KEY, TIMEOUT
-from .processes import gateway, measured
-from .report import Report, Table, spread
-
-MODEL = "moonshot-v1-8k"
-"""One that does not think: each chunk between the first and the last is a piece of text."""
-
 TOKENS = 500
 CHUNKS = TOKENS + 2
-"""The first has the role, the last the usage."""
+"""The first has the role, the last the usage. The model does not think: each chunk between them is a piece of text."""
 
 MESSAGES = [{"role": "user", "content": "Tell me about the moon."}]
 LEAST_SECONDS = 1.5
@@ -109,73 +106,82 @@ async def _kimi(base_url: str) -> AsyncKimi:
     return kimi
 
 
-CONTENDERS: dict[str, Callable[[str], Awaitable[Read]]] = {
-    "kimi_async": kimi_chunks,
-    "kimi_async, stream() and its texts": kimi_texts,
-    "AsyncOpenAI": openai_chunks,
-    "httpx, httpx-sse, json": bare_httpx,
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """One way to read streams; it takes part where ``of`` does."""
+
+    open: Callable[[str], Awaitable[Read]]
+    of: str
+
+
+READERS = {
+    "kimi_async": Reader(kimi_chunks, "kimi_async"),
+    "kimi_async, stream() and its texts": Reader(kimi_texts, "kimi_async"),
+    "AsyncOpenAI": Reader(openai_chunks, "AsyncOpenAI"),
+    "httpx, httpx-sse, json": Reader(bare_httpx, "httpx"),
 }
 
+SCENARIO = Scenario(
+    name="streaming",
+    title="What a chunk of a stream costs the client's processor",
+    about=f"""\
+CPU microseconds (user and system) that one chunk of a streamed answer costs the client's process, and chunks a second:
+answers of {CHUNKS} chunks, one token each, read to their end; the request itself is in it. Chunks become typed
+objects, but for the last contender, which is what one would write by hand and makes dicts. `kimi_async` reads ahead in
+a task of its own, so that a slow consumer never holds a slot for longer than Kimi needs; nobody else does.
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One run of one contender.
-
-    Attributes:
-        chunks: read, after a warm-up.
-        cpu: seconds of the client's process, user and system.
-        seconds: on the clock.
-    """
-
-    contender: str
-    pace: str
-    chunks: int
-    cpu: float
-    seconds: float
-
-    @property
-    def microseconds(self) -> float:
-        """Of CPU, a chunk."""
-        return 1e6 * self.cpu / self.chunks
+Written as fast as the gateway can, many chunks come with one read of the socket, and what is measured is the parsing.
+At 250 a second most of them come alone: waking up, and code and data that are no longer in the processor's cache, cost
+everybody several times as much as the parsing does.""",
+    figures=(
+        Figure("cpu", "CPU, microseconds a chunk", 1, guarded=True),
+        Figure("rate", "Chunks a second, where the client is what limits them", 0, "more"),
+    ),
+    remarks=(
+        Remark(
+            "*",
+            "*as fast as it comes",
+            "What one writes by hand makes dicts, checks nothing and puts nothing together; making no typed chunk "
+            "would change it.",
+        ),
+    ),
+)
 
 
-def run(*, rounds: int = 5) -> Report:
-    """Measure all contenders at all paces, in turns."""
-    samples: list[Sample] = []
-    for pace in PACES:
-        settings = MockSettings(
-            latency=0.0,
-            latency_jitter=0.0,
-            completion_ratio=1.0,
-            completion_spread=0.0,
-            tokens_per_chunk=1,
-            tokens_per_second=pace.speed,
-        )
-        with gateway(settings) as base_url:
-            samples += [
-                Sample(name, pace.name, *measured(_measure, name, base_url, pace.streams))
-                for _ in range(rounds)
-                for name in CONTENDERS
-            ]
-    return Report(
-        name="streaming",
-        parameters={
-            "rounds": rounds,
-            "chunks": CHUNKS,
-            "least_seconds": LEAST_SECONDS,
-            "paces": list(map(asdict, PACES)),
-        },
-        summary=["Microseconds of CPU a chunk:", _table(samples), "Times kimi_async:", _ratios(samples)],
-        samples=[{**asdict(sample), "microseconds": sample.microseconds} for sample in samples],
+def parameters(plan: Plan) -> dict[str, object]:
+    """Sizes and paces."""
+    return {"chunks": CHUNKS, "least_seconds": LEAST_SECONDS, "paces": list(map(asdict, PACES))}
+
+
+def measure(plan: Plan) -> Iterator[Observation]:
+    """All contenders at all paces, in turns; a quick plan knows the first pace and two contenders alone."""
+    names = [name for name, reader in READERS.items() if reader.of in plan.contenders]
+    if plan.quick:
+        names = [name for name in names if name in {"kimi_async", "AsyncOpenAI"}]
+    for repetition in range(plan.repetitions):
+        for pace in PACES[:1] if plan.quick else PACES:
+            with gateway(_settings(pace)) as base_url:
+                for name in names:
+                    yield from observed(pace.name, name, repetition, partial(measured, _values, name, base_url, pace))
+
+
+def _settings(pace: Pace) -> MockSettings:
+    return MockSettings(
+        latency=0.0,
+        latency_jitter=0.0,
+        completion_ratio=1.0,
+        completion_spread=0.0,
+        tokens_per_chunk=1,
+        tokens_per_second=pace.speed,
     )
 
 
-async def _measure(name: str, base_url: str, streams: int) -> tuple[int, float, float]:
-    """Chunks, seconds of CPU and seconds: so many streams at once, and again, for long enough."""
-    read = await CONTENDERS[name](base_url)
+async def _values(name: str, base_url: str, pace: Pace) -> dict[str, float]:
+    """The figures: so many streams at once, and again, for long enough."""
+    read = await READERS[name].open(base_url)
 
     async def together() -> None:
-        if await asyncio.gather(*[read() for _ in range(streams)]) != [CHUNKS] * streams:
+        if await asyncio.gather(*[read() for _ in range(pace.streams)]) != [CHUNKS] * pace.streams:
             raise RuntimeError(f"{name} did not get all chunks")
 
     await together()
@@ -183,22 +189,6 @@ async def _measure(name: str, base_url: str, streams: int) -> tuple[int, float, 
     while (seconds := time.perf_counter() - began) < LEAST_SECONDS:
         await together()
         rounds += 1
-    return rounds * streams * CHUNKS, time.process_time() - cpu, seconds
-
-
-def _of(samples: list[Sample], name: str, pace: Pace) -> list[float]:
-    return [sample.microseconds for sample in samples if (sample.contender, sample.pace) == (name, pace.name)]
-
-
-def _table(samples: list[Sample]) -> Table:
-    rows = [[name, *(spread(_of(samples, name, pace), 1) for pace in PACES)] for name in CONTENDERS]
-    return Table(("contender", *(pace.name for pace in PACES)), rows)
-
-
-def _ratios(samples: list[Sample]) -> Table:
-    def ratio(name: str, pace: Pace) -> str:
-        own, other = (statistics.median(_of(samples, who, pace)) for who in ("kimi_async", name))
-        return f"{other / own:.1f} (kimi_async {own / other:.2f})"
-
-    rows = [[name, *(ratio(name, pace) for pace in PACES)] for name in CONTENDERS if name != "kimi_async"]
-    return Table(("contender", *(pace.name for pace in PACES)), rows)
+    chunks = rounds * pace.streams * CHUNKS
+    values = {"cpu": 1e6 * (time.process_time() - cpu) / chunks}
+    return values if pace.speed else values | {"rate": chunks / seconds}

@@ -1,0 +1,49 @@
+"""LiteLLM's Router, one deployment: usage-based routing, which keeps RPM and TPM by the clock's minute.
+
+It refuses where others wait, and counts tokens only when they are used; eight retries are what makes it wait. An
+attempt may take 120 s.
+"""
+
+import asyncio
+import logging
+import time
+
+import litellm
+from litellm import Router
+
+from .contract import MODEL, TEMPERATURE, TIMEOUT, Account, Ask, Request, all_at_once
+
+RETRIES = 8
+
+
+async def connect(account: Account) -> Ask:
+    """From the clock's next minute on, so that all runs meet its counters alike."""
+    litellm.suppress_debug_info = True
+    litellm.telemetry = False
+    logging.getLogger("LiteLLM Router").setLevel(logging.ERROR)
+    deployment = {
+        "model": f"openai/{MODEL}",
+        "api_base": account.base_url,
+        "api_key": account.api_key,
+        "rpm": account.rpm,
+        "tpm": account.tpm,
+        "max_parallel_requests": account.concurrency,
+    }
+    router = Router(
+        model_list=[{"model_name": MODEL, "litellm_params": deployment}],
+        routing_strategy="usage-based-routing-v2",
+        num_retries=RETRIES,
+        timeout=TIMEOUT,
+    )
+    await asyncio.sleep(-time.time() % 60.0)
+
+    async def ask(request: Request) -> bool:
+        await router.acompletion(
+            model=MODEL, messages=request.messages, max_tokens=request.max_tokens, temperature=TEMPERATURE
+        )
+        return True
+
+    return ask
+
+
+run = all_at_once(connect)

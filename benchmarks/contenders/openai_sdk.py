@@ -1,0 +1,45 @@
+"""``AsyncOpenAI`` and a semaphore: what most people write first.
+
+Its own two retries of 429s, 5xx and broken connections, half a second to eight apart. An attempt may take 120 s.
+"""
+
+import asyncio
+
+from openai import APIError, AsyncOpenAI
+
+from .contract import MODEL, TEMPERATURE, TIMEOUT, Account, Ask, Request, all_at_once
+
+
+async def connect(account: Account) -> Ask:
+    """A client, and a semaphore of the account's concurrency."""
+    client = AsyncOpenAI(base_url=account.base_url, api_key=account.api_key, timeout=TIMEOUT)
+    semaphore = asyncio.Semaphore(account.concurrency)
+
+    async def ask(request: Request) -> bool:
+        async with semaphore:
+            return await answered(client, request)
+
+    return ask
+
+
+async def answered(client: AsyncOpenAI, request: Request) -> bool:
+    """Whether a call brought an answer; else the client's retries are over."""
+    try:
+        await completed(client, request)
+    except APIError:
+        return False
+    return True
+
+
+async def completed(client: AsyncOpenAI, request: Request) -> int:
+    """Tokens that the answer says were used: the prompt's, and those generated."""
+    completion = await client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": request.text}],
+        max_tokens=request.max_tokens,
+        temperature=TEMPERATURE,
+    )
+    return completion.usage.total_tokens if completion.usage else request.tokens
+
+
+run = all_at_once(connect)

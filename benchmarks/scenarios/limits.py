@@ -1,0 +1,189 @@
+"""What happens when the client is told wrong limits, or is not alone on its account."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.sharedctypes import Synchronized
+
+import httpx
+
+from benchmarks.contenders.contract import API_KEY, MODEL, TEMPERATURE, Request
+from benchmarks.crowd import halves, pinned
+from benchmarks.processes import gateway
+from benchmarks.prompts import mixed, sized
+from benchmarks.results import LOST, Figure, Observation, Plan, Remark, Scenario
+from benchmarks.schedule import ideal, makespan
+from benchmarks.trial import LATENCY, LIMITS, Trial, at, entrants, observed, patience
+from kimi_async import RateLimits
+from kimi_async.mock import MockSettings
+
+RPM, TPM = LIMITS.rpm or 0, LIMITS.tpm or 0
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What a contender is told, and what is true.
+
+    Attributes:
+        told: the limits.
+        count: requests of the file.
+        foreign: requests a minute that somebody else spends.
+    """
+
+    name: str
+    told: RateLimits
+    count: int
+    foreign: int = 0
+
+    def file(self, seed: int) -> list[Request]:
+        """The requests."""
+        return mixed(LIMITS, self.count, seed=seed)
+
+    def ideal(self, requests: list[Request]) -> float:
+        """Seconds of the ideal schedule under the limits that are left."""
+        left = replace(LIMITS, rpm=RPM - self.foreign, tpm=TPM - self.foreign * FOREIGN.tokens)
+        return makespan(ideal([request.tokens for request in requests], left, latency=LATENCY), latency=LATENCY)
+
+
+FOREIGN = sized([60])[0]
+"""What the other client on the account sends."""
+
+CASES = (
+    Case("told twice the limits", replace(LIMITS, rpm=2 * RPM, tpm=2 * TPM, concurrency=80), 125),
+    Case("told half the limits", replace(LIMITS, rpm=RPM // 2, tpm=TPM // 2, concurrency=20), 63),
+    Case("another client takes a third", LIMITS, 105, RPM // 3),
+)
+
+SCENARIO = Scenario(
+    name="limits",
+    title="Wrong limits, and another client on the same account",
+    about=f"""\
+The account of the makespan, its sliding gateway, and files of mixed requests that take one or two minutes and a bit.
+A contender is told twice the true limits, all three of them, or half of them; or the true ones, while another client
+sends {RPM // 3} requests a minute on the same account, evenly, and never tries one again that was refused. The
+*ideal* knows the truth: the account's limits, less what the other client takes. Told half the limits, twice the ideal
+is what a client that keeps to its word can reach; faster is who does not.""",
+    figures=(
+        Figure("ratio", "Makespan, times the ideal of what is really there", 3, ideal=1.0),
+        Figure("refused", "Attempts that the gateway refused", 0),
+        Figure(LOST, "Prompts lost", 0),
+        Figure("foreign_refused", "Of the other client's requests, the share refused", 2),
+    ),
+    remarks=(
+        Remark(
+            "foreign_refused",
+            "*",
+            "A client that is alone in its books fills the account before the first refusal tells it otherwise. A "
+            "ledger that both clients share would change it.",
+        ),
+        Remark(
+            "*",
+            "another client*",
+            "Kimi's refusal for RPM does not say how much somebody else has used, so kimi_async can only slow down "
+            "until it is refused no more. A ledger that both clients share would change it.",
+        ),
+        Remark(
+            "ratio",
+            "told half*",
+            "kimi_async keeps the limits that it is told: lower ones are how a user leaves room for somebody else. "
+            "A client that does not keep limits gains where they are too low.",
+        ),
+    ),
+)
+
+
+def parameters(plan: Plan) -> dict[str, object]:
+    """The account, and what is told about it."""
+    return {
+        "limits": asdict(LIMITS),
+        "latency": LATENCY,
+        "cases": {
+            case.name: {
+                "told": asdict(case.told),
+                "foreign": case.foreign,
+                "requests": case.count,
+                "ideal": case.ideal(case.file(plan.seed)),
+            }
+            for case in CASES
+        },
+    }
+
+
+def measure(plan: Plan) -> Iterator[Observation]:
+    """Case by case, contenders in turns."""
+    for repetition in range(plan.repetitions):
+        for case in CASES:
+            requests = case.file(plan.seed)
+            for name in entrants(plan, minute=LIMITS.minute):
+                yield from observed(case.name, name, repetition, partial(_values, case, name, requests))
+
+
+def _values(case: Case, name: str, requests: list[Request]) -> dict[str, float]:
+    least = case.ideal(requests)
+    settings = MockSettings(limits=LIMITS, latency=LATENCY, latency_jitter=0.0)
+    sent, refused = (get_context("spawn").Value("i", 0) for _ in range(2))
+    with gateway(settings) as base_url:
+        other = _other_client(base_url, case.foreign, sent, refused) if case.foreign else nullcontext()
+        found = at(base_url, name, requests, settings, patience=patience(least), told=case.told, beside=other)
+    return values(found, least, sent.value, refused.value)
+
+
+def values(found: Trial, least: float, foreign: int, foreign_refused: int) -> dict[str, float]:
+    """The figures of one trial.
+
+    Args:
+        found: on the contender's side, and on the gateway's.
+        least: seconds of the ideal.
+        foreign: requests that the other client sent.
+        foreign_refused: those of them that the gateway refused.
+    """
+    figures: dict[str, float] = {"refused": max(found.refused - foreign_refused, 0), LOST: found.lost}
+    if foreign:
+        figures["foreign_refused"] = foreign_refused / foreign
+    return figures if found.lost else {"ratio": found.seconds / least} | figures
+
+
+@contextmanager
+def _other_client(base_url: str, rpm: int, sent: "Synchronized[int]", refused: "Synchronized[int]") -> Iterator[None]:
+    """A process that sends ``rpm`` requests a minute, evenly, from a minute before the block to its end."""
+    process = get_context("spawn").Process(target=_spend, args=(base_url, LIMITS.minute / rpm, sent, refused))
+    with pinned(halves()[1]):
+        process.start()
+    try:
+        process.join(LIMITS.minute)
+        yield
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _spend(base_url: str, interval: float, sent: "Synchronized[int]", refused: "Synchronized[int]") -> None:
+    asyncio.run(_send_evenly(base_url, interval, sent, refused))
+
+
+async def _send_evenly(
+    base_url: str, interval: float, sent: "Synchronized[int]", refused: "Synchronized[int]"
+) -> None:
+    body = {
+        "model": MODEL,
+        "messages": FOREIGN.messages,
+        "max_tokens": FOREIGN.max_tokens,
+        "temperature": TEMPERATURE,
+    }
+    headers = {"Authorization": f"Bearer {API_KEY}"}
+    async with (
+        httpx.AsyncClient(base_url=base_url, headers=headers, trust_env=False) as client,
+        asyncio.TaskGroup() as tg,
+    ):
+
+        async def send() -> None:
+            response = await client.post("/chat/completions", json=body)
+            sent.value += 1
+            refused.value += response.status_code == 429
+
+        while True:
+            tg.create_task(send())
+            await asyncio.sleep(interval)

@@ -1,0 +1,154 @@
+"""One contender, one file of requests, one gateway: what the scenarios about limits have in common."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TypedDict
+
+import httpx
+
+from kimi_async import RateLimits
+from kimi_async.mock import MockSettings
+
+from .contenders import CONTENDERS
+from .contenders.contract import Account, Outcome, Request
+from .processes import contest, gateway
+from .results import Observation, Plan
+
+LIMITS = RateLimits(concurrency=40, rpm=60, tpm=30_000, minute=6.0)
+"""The account that most scenarios are about. In a minute of 6 s the half percent of it that ``kimi_async`` keeps as
+its guard is 30 ms, more than a system usually takes to give a process its turn; and what 130 requests cost a client's
+processor, which is not scaled with the minute, stays below a percent of two minutes."""
+
+LATENCY = 0.2
+"""Seconds: 2 of a real minute's."""
+
+PATIENCE = 3.0
+"""Times the ideal, after which a contender is stopped..."""
+
+RETRIES = 10.0
+"""...and so many seconds more, since advised waits of whole seconds are not scaled with the minute."""
+
+NO_NEWS = frozenset({"httpx, unlimited connections"})
+"""Contenders that do the same as another one with so few connections."""
+
+
+class Stats(TypedDict):
+    """What is used here of the gateway's statistics."""
+
+    refused: dict[str, int]
+    max_window_requests: int
+    max_window_tokens: int
+    billed_again: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What came of it, on both sides.
+
+    Attributes:
+        outcomes: in the order of the requests.
+        seconds: from the first submission to the end of the last request.
+        stats: of the gateway.
+        limits: of the gateway.
+    """
+
+    outcomes: Sequence[Outcome]
+    seconds: float
+    stats: Stats
+    limits: RateLimits
+
+    @property
+    def lost(self) -> int:
+        """Requests that were not answered."""
+        return sum(not outcome.answered for outcome in self.outcomes)
+
+    @property
+    def refused(self) -> int:
+        """Attempts that the gateway refused, whatever the budget."""
+        return sum(self.stats["refused"].values())
+
+    @property
+    def most(self) -> float:
+        """The most requests, or tokens, in any sliding minute, as a ratio to the limit: the larger of the two."""
+        requests, tokens = self.stats["max_window_requests"], self.stats["max_window_tokens"]
+        return max(requests / (self.limits.rpm or 1), tokens / (self.limits.tpm or 1))
+
+    @property
+    def begin(self) -> float:
+        """The first submission, on the gateway's clock."""
+        return min(outcome.submitted for outcome in self.outcomes)
+
+
+def trial(
+    name: str,
+    requests: Sequence[Request],
+    settings: MockSettings,
+    *,
+    patience: float,
+    told: RateLimits | None = None,
+) -> Trial:
+    """Let a contender send requests to a gateway of its own.
+
+    Args:
+        name: of the contender.
+        requests: all submitted at once.
+        settings: of the gateway.
+        patience: seconds.
+        told: what the contender is told about the account; default the truth.
+    """
+    with gateway(settings) as base_url:
+        return at(base_url, name, requests, settings, patience=patience, told=told)
+
+
+def at(
+    base_url: str,
+    name: str,
+    requests: Sequence[Request],
+    settings: MockSettings,
+    *,
+    patience: float,
+    told: RateLimits | None = None,
+    beside: AbstractContextManager[object] | None = None,
+) -> Trial:
+    """The same at a gateway that runs already, with whatever else goes on meanwhile."""
+    with beside or nullcontext():
+        found = contest(name, account(base_url, told or settings.limits), requests, patience=patience)
+        stats: Stats = httpx.get(f"{base_url}/stats", trust_env=False).json()
+    return Trial(found.outcomes, found.seconds, stats, settings.limits)
+
+
+def account(base_url: str, limits: RateLimits) -> Account:
+    """What a contender is told.
+
+    Raises:
+        ValueError: a limit is None; not everybody knows what to do then.
+    """
+    if limits.concurrency is None or limits.rpm is None or limits.tpm is None:
+        raise ValueError(f"contenders are told all limits, not {limits}")
+    return Account(
+        base_url=base_url, concurrency=limits.concurrency, rpm=limits.rpm, tpm=limits.tpm, minute=limits.minute
+    )
+
+
+def entrants(plan: Plan, *, minute: float) -> Iterator[str]:
+    """Who takes part, in the order of `CONTENDERS`."""
+    for name, entry in CONTENDERS.items():
+        if name in plan.contenders and name not in NO_NEWS and entry.takes(minute):
+            yield name
+
+
+def patience(ideal: float) -> float:
+    """Seconds that a contender gets where the ideal schedule takes ``ideal``."""
+    return PATIENCE * ideal + RETRIES
+
+
+def observed(
+    case: object, name: str, repetition: int, values: Callable[[], dict[str, float]]
+) -> Iterator[Observation]:
+    """One observation; none if the contender's process failed, which is said and does not end the run."""
+    try:
+        yield Observation(str(case), name, repetition, values())
+    except RuntimeError as exc:
+        print(f"{case}: {exc}", file=sys.stderr)

@@ -1,0 +1,245 @@
+"""What the scenarios about limits make of a trial: the arithmetic, without any process or network."""
+
+import math
+
+import pytest
+
+from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders.contract import Outcome
+from benchmarks.prompts import mixed, rpm_bound, sized, tpm_bound
+from benchmarks.results import Plan
+from benchmarks.scenarios import fairness, faults, guide, limits, makespan
+from benchmarks.scenarios.makespan import ALL, BINDINGS, ONE_BY_ONE, REAL, SHORT, Case
+from benchmarks.trial import LIMITS, Trial, account, entrants, observed
+from kimi_async import RateLimits
+from kimi_async.mock import MockSettings
+
+STATS = {"refused": {"rpm": 3, "tpm": 4}, "max_window_requests": 30, "max_window_tokens": 45_000, "billed_again": 2}
+EVERYBODY = Plan(contenders=frozenset(CONTENDERS))
+
+
+def tried(seconds, *, begin=0.0, lost=0, count=2):
+    """A trial of two requests, ``lost`` of them unanswered."""
+    outcomes = [Outcome(index >= lost, begin, begin + seconds) for index in range(count)]
+    return Trial(outcomes, seconds, STATS, LIMITS)
+
+
+def test_a_trial_tells_refusals_losses_and_the_fuller_budget():
+    """45,000 of 30,000 TPM is more than 30 of 60 RPM."""
+    found = tried(1.0, begin=5.0, lost=1)
+    assert (found.refused, found.lost, found.most, found.begin) == (7, 1, 1.5, 5.0)
+
+
+def test_contenders_are_told_all_limits():
+    """An account without one of them is a mistake of the scenario's."""
+    told = account("http://x/v1", LIMITS)
+    assert (told.concurrency, told.rpm, told.tpm, told.minute) == (40, 60, 30_000, 6.0)
+    with pytest.raises(ValueError, match="all limits"):
+        account("http://x/v1", RateLimits(rpm=3))
+
+
+def test_only_those_take_part_who_are_planned_and_can_be_told_of_the_minute():
+    """A router that knows real minutes only has no place among scaled ones."""
+    assert "LiteLLM Router" not in entrants(EVERYBODY, minute=6.0)
+    assert "LiteLLM Router" in entrants(EVERYBODY, minute=60.0)
+    assert list(entrants(Plan(contenders=frozenset({"httpx"})), minute=6.0)) == ["httpx"]
+
+
+def test_a_contender_whose_process_fails_is_reported_and_left_out(capsys):
+    """The run goes on; other mistakes are ours and end it."""
+
+    def fail():
+        raise RuntimeError("it failed in its process")
+
+    assert list(observed("case", "name", 0, fail)) == []
+    assert "case: it failed in its process" in capsys.readouterr().err
+    (seen,) = observed("case", "name", 1, lambda: {"lost": 0})
+    assert (seen.case, seen.contender, seen.repetition, seen.values) == ("case", "name", 1, {"lost": 0})
+
+
+# -- files --------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_costs_what_it_should():
+    """Prompt and answer together, exactly; no two texts are equal."""
+    requests = sized([100, 5_000, 100])
+    assert [request.tokens for request in requests] == [100, 5_000, 100]
+    assert len({request.text for request in requests}) == 3
+    with pytest.raises(ValueError, match="do not suffice"):
+        sized([3])
+
+
+@pytest.mark.parametrize("file", [rpm_bound, tpm_bound, mixed])
+def test_files_are_the_seeds(file):
+    """The same again, and another one for another seed."""
+    assert file(LIMITS, 40, seed=1) == file(LIMITS, 40, seed=1) != file(LIMITS, 40, seed=2)
+
+
+def test_a_tenth_of_a_tpm_bound_file_is_large():
+    """Eight percent of TPM each."""
+    sizes = [request.tokens for request in tpm_bound(LIMITS, 80, seed=1)]
+    assert sizes.count(2_400) == 8
+    assert max(size for size in sizes if size != 2_400) <= 900
+
+
+@pytest.mark.parametrize(
+    ("bound", "waits"), [("RPM", {"rpm"}), ("TPM", {"tpm"}), ("concurrency", set()), ("mixed", {"rpm", "tpm"})]
+)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_what_a_case_names_is_what_binds(bound, waits, seed):
+    """In the ideal schedule, beside slots; and it takes two minutes or a bit more."""
+    case = Case(bound=bound)
+    requests = case.file(seed)
+    departures = makespan.ideal([request.tokens for request in requests], case.limits, latency=case.latency)
+    found = {departure.waited_for for departure in departures} - {None, "concurrency"}
+    assert found == waits
+    assert 2.0 <= case.ideal(requests) / case.limits.minute < 2.2
+    assert case.fluid(requests) <= case.ideal(requests)
+
+
+def test_the_short_file_takes_one_minute_and_a_bit():
+    """For ``check``."""
+    assert 1.0 <= SHORT.ideal(SHORT.file(1)) / SHORT.limits.minute < 1.1
+
+
+# -- makespan -----------------------------------------------------------------------------------------------------
+
+
+def test_all_combinations_are_48_and_each_condition_is_varied_on_its_own():
+    """Names are rows of a table, so no two are equal."""
+    assert len({str(case) for case in ALL}) == len(ALL) == 48
+    assert set(ONE_BY_ONE) < set(ALL)
+    assert [str(case) for case in ONE_BY_ONE] == [
+        "sliding, mixed, 0 ms",
+        "fixed, mixed, 0 ms",
+        "bucket, mixed, 0 ms",
+        "gcra, mixed, 0 ms",
+        "sliding, RPM, 0 ms",
+        "sliding, TPM, 0 ms",
+        "sliding, concurrency, 0 ms",
+        "sliding, mixed, 50 ms",
+        "sliding, mixed, 200 ms",
+    ]
+
+
+def test_jitter_is_that_of_a_real_minute():
+    """200 ms of 60 s are 20 ms of 6 s; slots are held for half of it longer on average."""
+    case = Case(jitter=200)
+    assert case.delay == pytest.approx(0.02)
+    assert case.held == pytest.approx(0.21)
+    assert (REAL.delay, REAL.latency, REAL.limits.minute) == (0.0, 2.0, 60.0)
+    settings = case.settings(7)
+    assert (settings.network_jitter, settings.policy, settings.seed) == (case.delay, "sliding", 7)
+
+
+def test_a_makespan_is_compared_with_three_schedules():
+    """The policy's own ideal depends on where the edge was: here 2 s after the beginning."""
+    case = Case(policy="fixed", bound="RPM")
+    requests = case.file(1)
+    figures = makespan.values(case, requests, tried(24.4, begin=4.0))
+    assert figures["ratio"] == figures["fluid_ratio"] == pytest.approx(24.4 / 12.2)
+    assert figures["own_ratio"] == pytest.approx(24.4 / 8.2)
+    assert (figures["refused"], figures["lost"], figures["most"]) == (7, 0, 1.5)
+
+
+def test_who_loses_prompts_has_no_makespan():
+    """In no scenario."""
+    found = tried(1.0, lost=1)
+    case = Case()
+    for figures in (
+        makespan.values(case, case.file(1), found),
+        guide.values(found, 1.0),
+        limits.values(found, 1.0, 0, 0),
+        faults.values(found, 1.0),
+    ):
+        assert figures["lost"] == 1
+        assert not any(name.endswith("ratio") for name in figures)
+
+
+def test_kimi_async_alone_is_measured_in_the_other_combinations_once():
+    """39 cases by itself in a common run, none in a full or a quick one."""
+    assert len(makespan._ours_only(Plan())) == 48 - len(ONE_BY_ONE)
+    assert makespan._ours_only(Plan(full=True)) == makespan._ours_only(Plan(quick=True)) == []
+    assert makespan._cases(Plan(quick=True)) == (SHORT,)
+    assert makespan._cases(Plan(full=True)) == (*ALL, SHORT)
+
+
+def test_every_case_has_its_parameters():
+    """Those of the ideal among them."""
+    cases = makespan.parameters(EVERYBODY)["cases"]
+    assert set(cases) == {str(case) for case in (*ALL, SHORT)}
+    assert all(figures["ideal"] + 1e-9 >= figures["fluid_bound"] > 0 for figures in cases.values())
+    assert cases["sliding, RPM, 0 ms"]["requests"] == BINDINGS["RPM"].count
+
+
+# -- the others ---------------------------------------------------------------------------------------------------
+
+
+def test_a_large_request_waits_a_minute_in_the_ideal():
+    """And no small one behind it leaves before it."""
+    requests = fairness.file()
+    departures = fairness.ideal([request.tokens for request in requests], fairness.LIMITS, latency=fairness.LATENCY)
+    assert requests[fairness.BEFORE].tokens == fairness.LARGE
+    minute = fairness.LIMITS.minute + fairness.LATENCY  # that of the thirtieth, which had to wait for a slot
+    assert departures[fairness.BEFORE].at == pytest.approx(minute)
+    assert fairness.best(requests) == pytest.approx(minute + fairness.LATENCY)
+
+
+def test_waits_are_in_minutes_and_relative_to_small_ones():
+    """Of those that were answered."""
+    requests = sized([fairness.SMALL, fairness.LARGE, fairness.SMALL])
+    outcomes = [Outcome(True, 1.0, 4.0), Outcome(True, 1.0, 13.0), Outcome(False, 1.0, 2.0)]
+    assert fairness.values(requests, outcomes) == {"wait": 2.0, "relative": 4.0, "unserved": 0, "lost": 1}
+
+
+def test_a_large_request_that_is_never_served_has_no_wait():
+    """In a file and among loops."""
+    requests = sized([fairness.SMALL, fairness.LARGE])
+    outcomes = [Outcome(True, 1.0, 4.0), Outcome(False, 1.0, 13.0)]
+    assert fairness.values(requests, outcomes) == {"unserved": 1, "lost": 1}
+    assert fairness.loop_values([], [1.0]) == {"unserved": 1, "lost": 0}
+    assert fairness.loop_values([6.0], [3.0]) == {"wait": 1.0, "relative": 2.0, "unserved": 0, "lost": 0}
+
+
+def test_the_guides_file_is_bound_by_requests():
+    """Eight at 3 RPM: two minutes, and the last two one after the other."""
+    assert guide.best(guide.file(1)) == pytest.approx(2 * 6.0 + 2 * guide.LATENCY)
+
+
+def test_what_another_client_is_refused_is_not_held_against_the_contender():
+    """7 refusals, 2 of them the other client's; it sent 8."""
+    figures = limits.values(tried(2.0), 1.0, 8, 2)
+    assert figures == {"ratio": 2.0, "refused": 5, "foreign_refused": 0.25, "lost": 0}
+
+
+def test_the_ideal_beside_another_client_is_that_of_what_it_leaves():
+    """Of 60 RPM 40 are left: 105 requests take three minutes' starts, told the truth or not."""
+    by_name = {case.name: case.ideal(case.file(1)) for case in limits.CASES}
+    assert by_name["another client takes a third"] == pytest.approx(12.2)
+    assert by_name["told half the limits"] == pytest.approx(6.2)
+    assert by_name["told twice the limits"] == pytest.approx(12.2)
+
+
+def test_faults_are_enough_to_be_counted():
+    """2 % of the file, in two minutes and a bit; settings that the mock takes."""
+    requests = faults.file(1)
+    assert len(requests) * 0.02 == 25
+    assert 2.0 < faults.best(requests) / faults.BUSY.minute < 2.2
+    for case in faults.CASES.values():
+        assert MockSettings.from_json(MockSettings(faults=case).to_json()).faults == case
+
+
+@pytest.mark.parametrize("scenario", [makespan, fairness, guide, limits, faults])
+def test_every_figure_that_is_measured_has_a_title(scenario):
+    """And all parameters are plain data."""
+    titles = {figure.name for figure in scenario.SCENARIO.figures}
+    measured = {
+        makespan: lambda: makespan.values(Case(), Case().file(1), tried(1.0)),
+        fairness: lambda: fairness.loop_values([6.0], [3.0]),
+        guide: lambda: guide.values(tried(1.0), 1.0),
+        limits: lambda: limits.values(tried(1.0), 1.0, 8, 2),
+        faults: lambda: faults.values(tried(1.0), 1.0),
+    }[scenario]()
+    assert set(measured) == titles
+    assert all(math.isfinite(value) for value in measured.values())
+    assert isinstance(scenario.parameters(Plan()), dict)
