@@ -57,10 +57,10 @@ class Denial(NamedTuple):
     """Why a cost does not fit now, and in how many seconds it will.
 
     ``wait`` is infinite where no clock helps: another request must end first, or be cancelled. ``"turn"`` is that of
-    another process.
+    another process, and ``"ledger"`` one that is away.
     """
 
-    reason: Budget | Literal["probe", "turn"]
+    reason: Budget | Literal["probe", "turn", "ledger"]
     wait: float
 
 

@@ -218,6 +218,7 @@ class RateLimiter:
             await self._sleep_until_room(waiter, verdict)
         self._denial = None
         waiter.admitted = True
+        self._keep_pace()
         try:
             await self._pace.wait()
         except BaseException:  # cancelled or out of time: it holds what nobody will use
@@ -255,8 +256,7 @@ class RateLimiter:
         budget = refusal.budget
         if budget is None:
             return
-        if lesson.adopted is not None and budget == "rpm":
-            self._pace = Pace(self.limits, self._pace_mode)
+        self._keep_pace()
         pause = 0.0
         new = not (lesson.explained or lesson.echo)
         if new and not (budget == "rpm" and self._pace.slow()):
@@ -266,6 +266,11 @@ class RateLimiter:
         if lesson.foreign:
             self._on_event(ForeignUsage(budget, lesson.foreign))
         self._on_event(Refused(budget, lesson.explained, pause))
+
+    def _keep_pace(self) -> None:
+        """Pace by the limit in force, which a refusal of ours may have lowered, or another process'."""
+        if self._pace.rpm != self.limits.rpm:
+            self._pace = Pace(self.limits, self._pace_mode)
 
     # -- what is refused at once ------------------------------------------------------------------------------
 

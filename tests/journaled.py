@@ -20,12 +20,16 @@ class Shelf:
         self.tight = 0
         self.ahead = 1e9
         self.listeners = {}
+        self.organizations = {}
         self.addresses = count()
         self.at = 0.0
 
     def now(self):
-        """The clock of all of them."""
-        return asyncio.get_running_loop().time() + self.ahead
+        """The clock of all of them; outside of a loop no time passes."""
+        try:
+            return asyncio.get_running_loop().time() + self.ahead
+        except RuntimeError:
+            return self.at
 
     def replay(self, last):
         """The books after the history up to an entry."""
@@ -57,6 +61,7 @@ class FakeJournal:
         self.running.set()
         self.appends = 0
         self.closed = False
+        self.account = "default"
 
     def __repr__(self):
         return "<FakeJournal>"
@@ -113,6 +118,13 @@ class FakeJournal:
         if state["last"] > before:
             shelf.kept, shelf.pruned = json.dumps(state), before
             shelf.entries = [entry for entry in shelf.entries if entry.id > before]
+
+    async def claim(self, organization):
+        await self.running.wait()
+        if self.fate()[2]:
+            raise LedgerUnavailable("claim")
+        self.shelf.organizations.setdefault(organization, set()).add(self.account)
+        return sorted(self.shelf.organizations[organization])
 
     async def listen(self, on_wake):
         address = str(next(self.shelf.addresses))

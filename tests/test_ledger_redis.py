@@ -51,7 +51,7 @@ async def ledgers():
     made = []
 
     def make(url):
-        made.append(SharedLedger(RedisJournal(url, "account"), patient=False))
+        made.append(SharedLedger(RedisJournal(url, "account"), when_away="fail"))
         made[-1].configure(LIMITS)
         return made[-1]
 
@@ -248,6 +248,15 @@ async def test_accounts_keep_apart_and_lie_on_one_node_each(valkey):  # noqa: F8
     await other.aclose()
 
 
+async def test_accounts_of_one_organization_learn_of_each_other(valkey):  # noqa: F811
+    """However often they say so."""
+    journals = [RedisJournal(valkey.url, account) for account in ("z", "a", "a")]
+    assert [await journal.claim("org-1") for journal in journals] == [["z"], ["a", "z"], ["a", "z"]]
+    assert await journals[0].claim("org-2") == ["z"]
+    for journal in journals:
+        await journal.aclose()
+
+
 async def test_a_clusters_node_that_has_the_account_is_found(new_valkey):  # noqa: F811
     """Of two, asked in turn, only one has the keys; the other says who."""
     slots = [("0", "8191"), ("8192", "16383")]
@@ -262,7 +271,13 @@ async def test_a_clusters_node_that_has_the_account_is_found(new_valkey):  # noq
     journals = [RedisJournal(node.tcp_url, "account") for node in nodes]
     reads = [await enter(journal, "alive", process=str(n)) for n, journal in enumerate(journals)]
     assert operations(reads[1]) == ["alive", "alive"]
-    for journal in journals:
+    elsewhere = RedisJournal(nodes[1].tcp_url, "on another node")  # than the first, whose account is not on it
+    assert [await journal.claim("org-1") for journal in (*journals, elsewhere)] == [
+        ["account"],
+        ["account"],
+        ["account", "on another node"],
+    ]
+    for journal in (*journals, elsewhere):
         await journal.aclose()
 
 
@@ -364,7 +379,7 @@ async def test_a_server_that_persists_goes_on_where_it_was(new_valkey, ledgers):
     server = new_valkey(persisted=True)
     ledger = ledgers(server.url)
     charge = await reserved(ledger)
-    last = ledger._replica.last
+    last = ledger._session.replica.last
     server.stop()
     server.start()
     ledger.end(charge, answered=True)
@@ -472,7 +487,7 @@ async def test_a_password_opens_and_is_never_shown(new_valkey):  # noqa: F811
     """Neither by a ledger that works nor by an error and what led to it."""
     server = new_valkey("--requirepass", PASSWORD)
     place = server.tcp_url.removeprefix("redis://")
-    ledger = await open_ledger(f"redis://:{ESCAPED}@{place}/0", account="a", patient=False)
+    ledger = await open_ledger(f"redis://:{ESCAPED}@{place}/0", account="a", when_away="fail")
     await ledger.refresh()
     assert repr(ledger) == f"<SharedLedger <RedisJournal redis://{place}/0, account 'a'>, 0 processes>"
     await ledger.aclose()

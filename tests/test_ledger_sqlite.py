@@ -14,7 +14,7 @@ import pytest
 
 from kimi_async.budgets import GUARD, Charge
 from kimi_async.errors import ConfigurationError, LedgerUnavailable
-from kimi_async.ledger import open_ledger, shared, sqlite
+from kimi_async.ledger import open_ledger, session, sqlite
 from kimi_async.ledger.shared import SharedLedger
 from kimi_async.ledger.snapshot import dump
 from kimi_async.ledger.sqlite import APPLICATION_ID, SCHEMA_VERSION, SQLiteJournal
@@ -35,7 +35,7 @@ def path(tmp_path):
 
 async def ledger_at(path, limits=WIDE, account="default"):
     """One process' end of the ledger there."""
-    ledger = await open_ledger(f"sqlite://{path}", account=account, patient=False)
+    ledger = await open_ledger(f"sqlite://{path}", account=account, when_away="fail")
     ledger.configure(limits)
     return ledger
 
@@ -47,6 +47,16 @@ async def spend(ledger, tokens, times=1):
         assert isinstance(charge, Charge), charge
         ledger.sent(charge)
         ledger.end(charge, answered=True)
+
+
+async def test_accounts_of_one_organization_learn_of_each_other(path):
+    """However often they say so; the last word counts."""
+    journals = [SQLiteJournal(path, account) for account in ("z", "a", "a")]
+    assert [await journal.claim("org-1") for journal in journals] == [["z"], ["a", "z"], ["a", "z"]]
+    assert await journals[0].claim("org-2") == ["z"]
+    assert await journals[1].claim("org-1") == ["a"]
+    for journal in journals:
+        await journal.aclose()
 
 
 def rows(path, query):
@@ -153,7 +163,7 @@ async def test_accounts_in_one_file_are_separate(path):
 
 async def test_a_busy_file_is_an_error_within_the_bound(path):
     """Somebody holds the right to write, and does not let go; when he does, all is entered."""
-    ledger = SharedLedger(SQLiteJournal(path, "default", busy=0.1), patient=False)
+    ledger = SharedLedger(SQLiteJournal(path, "default", busy=0.1), when_away="fail")
     charge = await ledger.reserve(ONE)
     writer = sqlite3.connect(path, isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
@@ -194,12 +204,12 @@ async def test_ten_thousand_reservations_leave_a_small_file(path):
     for _ in range(100):
         await asyncio.gather(*(spend(ledger, 10) for _ in range(100)))
     await ledger.refresh()
-    assert rows(path, "SELECT count(*) FROM journal")[0][0] < 3 * shared.KEPT
+    assert rows(path, "SELECT count(*) FROM journal")[0][0] < 3 * session.KEPT
     late = await ledger_at(path, RateLimits(concurrency=100_000, minute=0.5))
     await late.refresh()
     await ledger.refresh()
     assert late.usage().requests_sent == 10_000
-    assert dump(late._replica) == dump(ledger._replica)
+    assert dump(late._session.replica) == dump(ledger._session.replica)
     await late.aclose()
     await ledger.aclose()
     assert path.stat().st_size < 3_000_000

@@ -54,6 +54,10 @@ class Journal(Protocol):
     async def prune(self, state: State) -> None:
         """Keep the state as it was after its last entry, and forget entries that nobody is likely to need."""
 
+    async def claim(self, organization: str) -> list[str]:
+        """Keep that the account is this organization's, in Kimi's words; all accounts here that are, in order."""
+        ...
+
     async def listen(self, on_wake: Callable[[], None]) -> str:
         """Call ``on_wake`` when another process wakes this one; the address under which it does."""
         ...

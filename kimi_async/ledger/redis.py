@@ -123,6 +123,15 @@ class RedisJournal:
         """Keep the state, and forget entries before the state that was kept before."""
         await self._evaluate(_PRUNE, state["last"], json.dumps(state))
 
+    async def claim(self, organization: str) -> list[str]:
+        """Keep that the account is this organization's; all accounts of the server that are.
+
+        Accounts may live on several nodes of a cluster, so the key that they have in common has a connection of its
+        own.
+        """
+        names = await self._translated(self._claim(f"kimi_async:organization:{organization}", {}))
+        return sorted(name.decode() for name in names)
+
     async def listen(self, on_wake: Callable[[], None]) -> str:
         """Subscribe to a channel of our own; being cut off from it is a wake-up too."""
         connection = self._connections.make_connection()  # type: ignore[no-untyped-call]
@@ -209,10 +218,23 @@ class RedisJournal:
                 await self._follow(moved)
                 return await _ask(await self._connected(), *command)
 
+    async def _claim(self, key: str, place: dict[str, Any]) -> list[bytes]:
+        connection = self._connections.connection_class(**self._connections.connection_kwargs | place)
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]
+            await _ask(connection, "SADD", key, self._account)
+            names: list[bytes] = await _ask(connection, "SMEMBERS", key)
+        except MovedError as moved:
+            there = _place_of(moved)
+        else:
+            return names
+        finally:
+            await connection.disconnect(nowait=True)
+        return await self._claim(key, there)
+
     async def _follow(self, moved: MovedError) -> None:
         """Turn to the node of a cluster that has the account's keys."""
-        there = {"host": moved.host, "port": moved.port} if moved.host else {"port": moved.port}
-        self._connections.connection_kwargs.update(there)
+        self._connections.connection_kwargs.update(_place_of(moved))
         await self._disconnect()
         self._run = None
 
@@ -302,6 +324,10 @@ class RedisJournal:
 async def _ask(connection: AbstractConnection, *command: object) -> Any:
     await connection.send_command(*command, check_health=False)
     return await connection.read_response()
+
+
+def _place_of(moved: MovedError) -> dict[str, Any]:
+    return {"host": moved.host, "port": moved.port} if moved.host else {"port": moved.port}
 
 
 def _entry(number: int, process: str, operation: Any, detail: dict[str, object]) -> Entry:

@@ -38,7 +38,7 @@ on from that entry then, and stays ahead of the system's: did it wait instead, s
 _SCHEMA = """
 CREATE TABLE account (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, last INTEGER NOT NULL DEFAULT 0,
                       at REAL NOT NULL DEFAULT 0, ahead REAL NOT NULL DEFAULT 0, tight INTEGER NOT NULL DEFAULT 0,
-                      pruned INTEGER NOT NULL DEFAULT 0, snapshot TEXT);
+                      pruned INTEGER NOT NULL DEFAULT 0, snapshot TEXT, organization TEXT);
 CREATE TABLE journal (account INTEGER NOT NULL, id INTEGER NOT NULL, at REAL NOT NULL, process TEXT NOT NULL,
                       operation TEXT NOT NULL, detail TEXT NOT NULL, PRIMARY KEY (account, id)) WITHOUT ROWID;
 """
@@ -85,6 +85,10 @@ class SQLiteJournal:
     async def prune(self, state: State) -> None:
         """Keep the state, and forget entries before the state that was kept before."""
         await self._run(lambda: self._prune(state))
+
+    async def claim(self, organization: str) -> list[str]:
+        """Keep that the account is this organization's; all accounts of the file that are."""
+        return await self._run(lambda: self._claim(organization))
 
     async def listen(self, on_wake: Callable[[], None]) -> str:
         """Receive datagrams on a free port of loopback."""
@@ -222,6 +226,13 @@ class SQLiteJournal:
                 (json.dumps(state), before, self._number),
             )
             connection.execute("DELETE FROM journal WHERE account = ? AND id <= ?", (self._number, before))
+
+    def _claim(self, organization: str) -> list[str]:
+        connection = self._open()
+        with _immediate(connection):
+            connection.execute("UPDATE account SET organization = ? WHERE number = ?", (organization, self._number))
+            query = "SELECT name FROM account WHERE organization = ? ORDER BY name"
+            return [name for (name,) in connection.execute(query, (organization,))]
 
     def _close(self) -> None:
         if self._connection is not None:

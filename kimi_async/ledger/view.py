@@ -35,6 +35,7 @@ class AccountView:
         limits: those in force.
         learned: limits that refusals have lowered, by budget.
         pauses: budgets that are closed, with the seconds that they stay so.
+        organization: the account's name at Kimi, once a refusal has said it.
         usage: how much of each budget is taken.
         participants: the processes that share it.
     """
@@ -43,6 +44,7 @@ class AccountView:
     limits: RateLimits
     learned: dict[Budget, int]
     pauses: dict[Budget, float]
+    organization: str | None
     usage: Usage
     participants: tuple[Participant, ...]
 
@@ -66,4 +68,12 @@ def view(replica: Replica, now: float) -> AccountView:
         )
         for name, process in replica.processes.items()
     )
-    return AccountView(configured, books.limits, learned, books.paused(now), books.usage(now), participants)
+    return AccountView(
+        configured=configured,
+        limits=books.limits,
+        learned=learned,
+        pauses=books.paused(now),
+        organization=replica.organization,
+        usage=books.usage(now),
+        participants=participants,
+    )
