@@ -75,6 +75,7 @@ class RateLimiter:
         self._line = Line()
         self._places = count()
         self._closed = asyncio.Event()
+        self._answering: asyncio.Timeout | None = None
         self._denial: Denial | None = None
         self._denied_until = 0.0
         self._forecast: Callable[[Cost], Denial] | None = None
@@ -134,6 +135,8 @@ class RateLimiter:
         self._line.join(gatekeeper)  # without asking for room
         for waiter in self._line:
             waiter.wake()
+        if self._answering is not None:
+            self._answering.reschedule(-math.inf)
 
     async def sleep(self, seconds: float) -> None:
         """Wait between two attempts. Raises LimiterClosed as soon as ``close`` is called: there is no next one."""
@@ -211,7 +214,7 @@ class RateLimiter:
                 await waiter.sleep()
                 continue
             self._refuse_impossible(waiter.cost)
-            verdict = await self.ledger.reserve(waiter.cost)
+            verdict = self.ledger.reserve_now(waiter.cost) or await self._ask(waiter.cost)
             if isinstance(verdict, Charge):
                 break
             self._refuse_exhausted_day(verdict, max_wait)
@@ -225,6 +228,17 @@ class RateLimiter:
             self.ledger.cancel(verdict)
             raise
         return verdict
+
+    async def _ask(self, cost: Cost) -> Charge | Denial:
+        """Ask a ledger that takes its time, for as long as anybody is let in."""
+        try:
+            async with asyncio.timeout(None) as self._answering:
+                return await self.ledger.reserve(cost)
+        except TimeoutError:
+            self._refuse_closed()
+            raise
+        finally:
+            self._answering = None
 
     async def _sleep_until_room(self, waiter: Waiter, denial: Denial) -> None:
         loop = asyncio.get_running_loop()

@@ -240,19 +240,79 @@ async def test_an_error_in_a_transaction_leaves_none_open(path):
     await journal.aclose()
 
 
-async def test_a_clock_that_is_set_back_stops_nobody(path, monkeypatch):
-    """Time goes on from the last entry; it never falls, and every process follows."""
-    wall = [1_000_000.0]
-    monkeypatch.setattr(sqlite.time, "time", lambda: wall[0])
+class Machine:
+    """Its clocks: the one that anybody may set, and the one that counts from its boot."""
+
+    def __init__(self, monkeypatch, boot_id):
+        self.wall, self.since_boot, self.boot_id = 1_000_000.0, 100.0, boot_id
+        self.boot("first")
+        monkeypatch.setattr(sqlite.time, "time", lambda: self.wall)
+        monkeypatch.setattr(sqlite.time, "clock_gettime", lambda clock: self.since_boot)
+        monkeypatch.setattr(sqlite, "BOOT_ID", boot_id)
+
+    def boot(self, name):
+        self.boot_id.write_text(name)
+
+    def passes(self, seconds):
+        self.wall += seconds
+        self.since_boot += seconds
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """One whose clocks a test may set."""
+    return Machine(monkeypatch, tmp_path / "boot_id")
+
+
+async def stamp(journal, last):
+    """What the clock shows for an entry, since the beginning."""
+    read = await journal.append(last, "a", [("alive", {})], unless_tightened=False)
+    assert journal.now() == read.entries[-1].at
+    return read.entries[-1].at - 1_000_000.0
+
+
+async def test_the_systems_clock_may_be_set_forward_and_back(path, machine):
+    """No window empties early, nobody is dead before his time, and nobody waits for a time that has gone."""
     one, other = SQLiteJournal(path, "default"), SQLiteJournal(path, "default")
     stamps = []
-    for step in (0, 10, -3600, 10, 10, -0.5, 0.25, 10):
-        wall[0] += step
-        journal = one if len(stamps) % 2 else other
-        read = await journal.append(len(stamps), "a", [("alive", {})], unless_tightened=False)
-        stamps.append(read.entries[-1].at - 1_000_000.0)
-        assert journal.now() == read.entries[-1].at
-    assert stamps == [0, 10, 10, 20, 30, 30, 30, 39.75]
+    for step in (0, 0, -3600, 86_400, 0.5):
+        machine.wall += step
+        machine.passes(10)
+        stamps.append(await stamp(one if len(stamps) % 2 else other, len(stamps)))
+    assert stamps == [10, 20, 30, 40, 50]
+    late = SQLiteJournal(path, "default")
+    machine.passes(1)
+    assert await stamp(late, 5) == 51
+    for journal in (one, other, late):
+        await journal.aclose()
+
+
+@pytest.mark.parametrize(("away", "shows"), [(3600, 3600), (-3600, 0)], ids=["later", "on a clock that was set back"])
+async def test_after_a_boot_time_goes_on_from_the_systems_clock(path, machine, away, shows):
+    """It has counted while nothing else could; but time never falls."""
+    before = SQLiteJournal(path, "default")
+    await stamp(before, 0)
+    await before.aclose()
+    machine.wall += away
+    machine.since_boot = 3.0
+    machine.boot("second")
+    after = SQLiteJournal(path, "default")
+    assert await stamp(after, 1) == shows
+    machine.passes(10)
+    assert await stamp(after, 2) == shows + 10
+    await after.aclose()
+
+
+async def test_where_boots_have_no_name_time_goes_on_as_well(path, machine):
+    """By the system's clock, if it moves forward."""
+    machine.boot_id.unlink()
+    one, other = SQLiteJournal(path, "default"), SQLiteJournal(path, "default")
+    stamps = []
+    for step in (0, 0, -3600, 0, 0):
+        machine.wall += step
+        machine.passes(10)
+        stamps.append(await stamp(one if len(stamps) % 2 else other, len(stamps)))
+    assert stamps == sorted(stamps)
     await one.aclose()
     await other.aclose()
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from kimi_async.budgets import Charge, Denial
-from kimi_async.errors import LedgerUnavailable, RequestTooLarge
+from kimi_async.errors import LedgerUnavailable, LimiterClosed, RequestTooLarge
 from kimi_async.events import LedgerAway, LedgerBack
 from kimi_async.ledger.replica import LEASE, OUTAGE, Entry, Replica
 from kimi_async.ledger.share import Share
@@ -301,6 +301,25 @@ async def test_nobody_is_let_in_where_that_is_not_wished(shelf, when_away):
     await one.request(Cost(1))
     assert [type(event) for event in one.events] == [LedgerAway, LedgerBack]
     assert one.events[1].admitted == 0
+
+
+@pytest.mark.parametrize("when_away", ["wait", "share"])
+async def test_closing_the_limiter_turns_away_who_waits_for_a_ledger_that_is_away(shelf, when_away):
+    """Ctrl-C works at all times."""
+    one = Process(shelf, when_away=when_away)
+    await one.request(Cost(1))
+    await asyncio.sleep(LEASE)
+    one.failure = "before"
+    tasks = [asyncio.ensure_future(one.request(Cost(1))) for _ in range(3)]
+    await asyncio.sleep(5)
+    one.limiter.close()
+    async with asyncio.timeout(0.1):
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in results] == [LimiterClosed] * 3
+    one.failure = None
+    await one.ledger.refresh()
+    assert one.ledger.usage().concurrency.used == 0
+    assert one.ledger._numbers == {}
 
 
 async def test_a_look_that_fails_is_no_news(shelf):

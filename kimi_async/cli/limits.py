@@ -80,7 +80,7 @@ def _table(account: AccountView, names: Collection[str] = ()) -> RenderableType:
         budgets.add_row(budget, f"{taken.used:,} / {limit}", left, learned or pause)
     processes = Table.grid(padding=(0, 2))
     for one in account.participants:
-        turn = "" if one.place is None else f"waits, {one.place}. in line"
+        turn = "dead" if one.dead else "" if one.place is None else f"waits, {one.place}. in line"
         processes.add_row(one.name[:8], f"{one.slots} under way", turn, f"seen {one.seen:.0f} s ago")
     if account.configured is None:
         return "nothing has been recorded yet"

@@ -14,11 +14,11 @@ Pure arithmetic: times are arguments, in seconds of the journal's clock.
 import math
 from collections.abc import Iterator
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, TypeVar
 
 from kimi_async.budgets import Budgets, Charge, Denial, Lesson
-from kimi_async.limits import Cost, RateLimits
+from kimi_async.limits import Cost, RateLimits, Usage
 from kimi_async.refusal import Refusal
 from kimi_async.window import Log
 
@@ -226,9 +226,19 @@ class Replica:
             elif silence > PATIENCE and name in self.line:
                 yield "pass", name
 
+    def dead(self, now: float) -> list[Process]:
+        """Processes whose lease has ended: whoever asks next finds that, and gets their slots."""
+        return [process for process in self.processes.values() if now - process.seen > LEASE]
+
+    def usage(self, now: float) -> Usage:
+        """How much of each budget is taken, without the slots of the dead."""
+        usage = self.books_at(now).usage(now)
+        slots = usage.concurrency.used - sum(len(process.charges) for process in self.dead(now))
+        return replace(usage, concurrency=replace(usage.concurrency, used=slots))
+
     def alive(self, now: float) -> bool:
         """Whether a process has shown life lately."""
-        return any(now - process.seen <= LEASE for process in self.processes.values())
+        return len(self.dead(now)) < len(self.processes)
 
     def first(self) -> str | None:
         """The process whose turn it is; None where nobody waits."""

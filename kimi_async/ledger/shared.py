@@ -160,8 +160,7 @@ class SharedLedger:
 
     def usage(self) -> Usage:
         """How much of each budget is taken, as far as this process has read."""
-        books, now = self._books()
-        return books.usage(now)
+        return self._session.replica.usage(self._journal.now())
 
     def _books(self) -> tuple[Budgets, float]:
         now = self._journal.now()

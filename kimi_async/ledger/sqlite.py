@@ -1,6 +1,12 @@
 """A journal in a SQLite file, for the processes of one machine.
 
-One transaction an entry, or a few of them, in a thread of its own. Processes wake each other with datagrams on
+One transaction an entry, or a few of them, in a thread of its own.
+
+**The clock.** Unix time may be set forward or back at any moment; windows and leases must not follow. So the journal's
+clock is the one that counts seconds since the machine's boot, which is the same for all processes, plus an offset that
+is set to show Unix time with the first entry of each boot.
+
+Processes wake each other with datagrams on
 loopback, which may be lost: then they look again after a second.
 """
 
@@ -9,6 +15,7 @@ import json
 import os
 import sqlite3
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -31,14 +38,14 @@ SCHEMA_VERSION = 1
 BUSY = 10.0
 """Seconds that a transaction waits for those of other processes, which take a tenth of a millisecond each."""
 
-STEP = 1.0
-"""Seconds by which the system's clock must have fallen behind the last entry to have been set back. The journal's goes
-on from that entry then, and stays ahead of the system's: did it wait instead, so would everybody."""
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+"""Where Linux names the machine's boot (random(4))."""
 
 _SCHEMA = """
 CREATE TABLE account (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, last INTEGER NOT NULL DEFAULT 0,
-                      at REAL NOT NULL DEFAULT 0, ahead REAL NOT NULL DEFAULT 0, tight INTEGER NOT NULL DEFAULT 0,
-                      pruned INTEGER NOT NULL DEFAULT 0, snapshot TEXT, organization TEXT);
+                      at REAL NOT NULL DEFAULT 0, boot TEXT, offset REAL NOT NULL DEFAULT 0,
+                      tight INTEGER NOT NULL DEFAULT 0, pruned INTEGER NOT NULL DEFAULT 0, snapshot TEXT,
+                      organization TEXT);
 CREATE TABLE journal (account INTEGER NOT NULL, id INTEGER NOT NULL, at REAL NOT NULL, process TEXT NOT NULL,
                       operation TEXT NOT NULL, detail TEXT NOT NULL, PRIMARY KEY (account, id)) WITHOUT ROWID;
 """
@@ -64,16 +71,17 @@ class SQLiteJournal:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kimi_async ledger")
         self._connection: sqlite3.Connection | None = None
         self._number = 0
+        self._boot = _boot()
         self._socket: asyncio.DatagramTransport | None = None
         self._at = 0.0
-        self._ahead = 0.0
+        self._offset = time.time() - _since_boot()
 
     def __repr__(self) -> str:
         return f"<SQLiteJournal {self._path}, account {self._account!r}>"
 
     def now(self) -> float:
-        """Unix time, or ahead of it if that was set back; never behind an entry that was read."""
-        return max(self._at, time.time() + self._ahead)
+        """Unix time, or what it was before somebody set it; never behind an entry that was read."""
+        return max(self._at, _since_boot() + self._offset)
 
     async def append(self, last: int, process: str, lines: list[Line], *, unless_tightened: bool) -> Read:
         """Enter lines, all or none, and read what others entered since."""
@@ -180,17 +188,16 @@ class SQLiteJournal:
     def _append(self, last: int, process: str, lines: list[Line], *, unless_tightened: bool) -> Read:
         connection = self._open()
         with _immediate(connection) if lines else _deferred(connection):
-            query = "SELECT last, at, ahead, tight, pruned FROM account WHERE number = ?"
-            newest, at, self._ahead, tight, pruned = connection.execute(query, (self._number,)).fetchone()
+            query = "SELECT last, at, boot, offset, tight, pruned FROM account WHERE number = ?"
+            newest, at, boot, offset, tight, pruned = connection.execute(query, (self._number,)).fetchone()
+            self._offset = offset if boot == self._boot else max(at, time.time()) - _since_boot()
             barred = unless_tightened and tight > last
             snapshot: State | None = self._snapshot(connection) if last < pruned else None
             last = last if snapshot is None else snapshot["last"]
             entries = self._after(connection, last) if newest > last else []
             if barred or not lines:
                 return Read(snapshot, entries, appended=False)
-            if time.time() + self._ahead < at - STEP:
-                self._ahead = at - time.time()
-            at = max(at, time.time() + self._ahead)
+            at = max(at, _since_boot() + self._offset)
             own = [Entry(newest + n, at, process, *line) for n, line in enumerate(lines, start=1)]
             connection.executemany(
                 "INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?)",
@@ -198,8 +205,8 @@ class SQLiteJournal:
             )
             tightened = [entry.id for entry in own if entry.operation in TIGHTENING]
             connection.execute(
-                "UPDATE account SET last = ?, at = ?, ahead = ?, tight = ? WHERE number = ?",
-                (own[-1].id, at, self._ahead, max(tightened, default=tight), self._number),
+                "UPDATE account SET last = ?, at = ?, boot = ?, offset = ?, tight = ? WHERE number = ?",
+                (own[-1].id, at, self._boot, self._offset, max(tightened, default=tight), self._number),
             )
         return Read(snapshot, entries + own, appended=True)
 
@@ -238,6 +245,19 @@ class SQLiteJournal:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _since_boot() -> float:
+    """Seconds since the machine's boot, its sleep included where the system counts that."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+def _boot() -> str:
+    """A name of this boot of the machine; of this process, where the system gives no other."""
+    try:
+        return BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        return uuid.uuid4().hex
 
 
 @contextmanager

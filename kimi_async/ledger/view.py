@@ -16,6 +16,7 @@ class Participant:
         seen: seconds since its last sign of life.
         slots: requests that it has under way.
         pending: those of them that have not left yet.
+        dead: whether its lease has ended; its slots are free for whoever asks next.
         place: its place in the account's line, from 1; None if it does not wait.
     """
 
@@ -23,6 +24,7 @@ class Participant:
     seen: float
     slots: int
     pending: int
+    dead: bool
     place: int | None
 
 
@@ -58,12 +60,14 @@ def view(replica: Replica, now: float) -> AccountView:
         if configured is not None and in_force != getattr(configured, budget):
             learned[budget] = in_force
     places = {name: place for place, name in enumerate(replica.line, start=1)}
+    dead = replica.dead(now)
     participants = tuple(
         Participant(
             name,
             max(now - process.seen, 0.0),
             len(process.charges),
             sum(charge.state == "pending" for charge in process.charges.values()),
+            process in dead,
             places.get(name),
         )
         for name, process in replica.processes.items()
@@ -74,6 +78,6 @@ def view(replica: Replica, now: float) -> AccountView:
         learned=learned,
         pauses=books.paused(now),
         organization=replica.organization,
-        usage=books.usage(now),
+        usage=replica.usage(now),
         participants=participants,
     )
