@@ -12,7 +12,7 @@ from collections import Counter
 
 import pytest
 
-from kimi_async.budgets import GUARD, Charge
+from kimi_async.budgets import GUARD, Charge, Room
 from kimi_async.errors import ConfigurationError, LedgerUnavailable
 from kimi_async.ledger import open_ledger, session, sqlite
 from kimi_async.ledger.shared import SharedLedger
@@ -219,13 +219,13 @@ async def test_who_is_behind_the_snapshot_is_not_let_in_on_what_it_remembers(pat
     """Something tightened after what it knows, and before the snapshot."""
     journal = SQLiteJournal(path, "default")
     for number in range(1, 5):
-        await journal.append(number - 1, "a", [("reserve", {"tokens": 1})], unless_tightened=True)
-    await journal.append(4, "a", [("alive", {})] * 6, unless_tightened=False)
+        await journal.append(number - 1, "a", [("reserve", {"tokens": 1})], room=Room())
+    await journal.append(4, "a", [("alive", {})] * 6)
     await journal.prune({"last": 3})
     await journal.prune({"last": 8})
-    read = await journal.append(1, "b", [("reserve", {"tokens": 1})], unless_tightened=True)
+    read = await journal.append(1, "b", [("reserve", {"tokens": 1})], room=Room())
     assert (read.appended, read.snapshot, [entry.id for entry in read.entries]) == (False, {"last": 8}, [9, 10])
-    read = await journal.append(10, "b", [("reserve", {"tokens": 1})], unless_tightened=True)
+    read = await journal.append(10, "b", [("reserve", {"tokens": 1})], room=Room())
     assert read.appended
     await journal.aclose()
 
@@ -234,8 +234,8 @@ async def test_an_error_in_a_transaction_leaves_none_open(path):
     """The next one works."""
     journal = SQLiteJournal(path, "default")
     with pytest.raises(TypeError):
-        await journal.append(0, "a", [("reserve", {"tokens": object()})], unless_tightened=False)
-    read = await journal.append(0, "a", [("alive", {})], unless_tightened=False)
+        await journal.append(0, "a", [("reserve", {"tokens": object()})])
+    read = await journal.append(0, "a", [("alive", {})])
     assert [entry.id for entry in read.entries] == [1]
     await journal.aclose()
 
@@ -266,7 +266,7 @@ def machine(monkeypatch, tmp_path):
 
 async def stamp(journal, last):
     """What the clock shows for an entry, since the beginning."""
-    read = await journal.append(last, "a", [("alive", {})], unless_tightened=False)
+    read = await journal.append(last, "a", [("alive", {})])
     assert journal.now() == read.entries[-1].at
     return read.entries[-1].at - 1_000_000.0
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kimi_async.budgets import Room
 from kimi_async.errors import LedgerUnavailable
 from kimi_async.ledger import replica as rules
 from kimi_async.ledger import session
@@ -229,7 +230,7 @@ def test_a_written_replica_goes_on_as_the_first_one(world, cut, looks):
         for entry in history:
             asked.apply(entry)
             for ahead in looks:
-                asked.denial(entry.at + ahead, entry.process, Cost(50))
+                asked.verdict(entry.at + ahead, entry.process, Cost(50))
         for entry in history[middle:]:
             lesson = replica.apply(entry)
             assert written.apply(entry) == lesson
@@ -306,12 +307,12 @@ def test_questions_about_later_times_leave_the_books_as_they_are():
     """Somebody looks a moment too early: the entry that he has not read yet falls before what he has seen."""
     rows = [*A_AND_B, (0.0, "a", "reserve", {"tokens": 10}), (1.0, "a", "sent", {"charge": 3})]
     replica = told(*rows)
-    assert replica.denial(200.0, "b", Cost(1)) is None
+    assert isinstance(replica.verdict(200.0, "b", Cost(1)), Room)
     assert dump(replica) == dump(told(*rows))
 
 
 def test_nobody_is_let_in_out_of_turn():
     """The first in line may, whoever else has to wait."""
     replica = told(*A_AND_B, (0.0, "a", "wait", {}), (0.0, "b", "wait", {}))
-    assert replica.denial(0.0, "a", Cost(1)) is None
-    assert replica.denial(0.0, "b", Cost(1)) == ("turn", rules.TURN)
+    assert isinstance(replica.verdict(0.0, "a", Cost(1)), Room)
+    assert replica.verdict(0.0, "b", Cost(1)) == ("turn", rules.TURN)

@@ -17,7 +17,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, TypeVar
 
-from kimi_async.budgets import Budgets, Charge, Denial, Lesson
+from kimi_async.budgets import Budgets, Charge, Denial, Lesson, Room
 from kimi_async.limits import Cost, RateLimits, Usage
 from kimi_async.refusal import Refusal
 from kimi_async.window import Log
@@ -244,11 +244,13 @@ class Replica:
         """The process whose turn it is; None where nobody waits."""
         return next(iter(self.line), None)
 
-    def denial(self, now: float, process: str, cost: Cost) -> Denial | None:
-        """Why this process may not reserve now; None if it may."""
+    def verdict(self, now: float, process: str, cost: Cost) -> Room | Denial:
+        """Why this process may not reserve now; if it may, what others may reserve besides."""
         if self.first() not in {None, process}:
             return Denial("turn", TURN)
-        return self.books_at(now).denial(max(now, self.now), cost)
+        books = self.books_at(now)
+        denial = books.denial(max(now, self.now), cost)
+        return books.room_beside(cost.tokens) if denial is None else denial
 
     def books_at(self, now: float) -> Budgets:
         """The books to be asked what holds at ``now``. Asking changes them, so these are a copy.

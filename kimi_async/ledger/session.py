@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict
 
-from kimi_async.budgets import Lesson
+from kimi_async.budgets import Lesson, Room
 from kimi_async.errors import ConfigurationError, LedgerUnavailable
 from kimi_async.limits import RateLimits
 
@@ -67,7 +67,7 @@ class Session:
                 if known and (alive or spans(known) != spans(ours)):
                     raise ConfigurationError(f"this account's ledger has {known}; it cannot also have {ours}")
                 lines.append(("limits", asdict(ours)))
-            await self._append(lines, unless_tightened=True)
+            await self._append(lines, Room())
 
     async def bury(self) -> None:
         """Enter that others show no life, unless what they have entered since we read says otherwise."""
@@ -85,18 +85,14 @@ class Session:
         self._take_in(await self._consult([]))
         self._report([])
 
-    async def append(
-        self, lines: list[Line], *, unless_tightened: bool = False
-    ) -> tuple[list[Entry], dict[int, Lesson]]:
-        """Enter lines; our entries, none if they were not to be, and what refusals among them taught, by entry."""
+    async def append(self, lines: list[Line], room: Room | None = None) -> tuple[list[Entry], dict[int, Lesson]]:
+        """Enter lines, see `Journal.append`; our entries, if any, and what refusals among them taught, by number."""
         await self.greet()
-        return await self._append(lines, unless_tightened=unless_tightened)
+        return await self._append(lines, room)
 
-    async def _append(
-        self, lines: list[Line], *, unless_tightened: bool = False
-    ) -> tuple[list[Entry], dict[int, Lesson]]:
+    async def _append(self, lines: list[Line], room: Room | None = None) -> tuple[list[Entry], dict[int, Lesson]]:
         first = self.replica.first()
-        read = await self._consult(lines, unless_tightened=unless_tightened)
+        read = await self._consult(lines, room)
         lessons = self._take_in(read)
         own = read.entries[-len(lines) :] if read.appended else []
         self._wake_next(first, own)
@@ -110,22 +106,22 @@ class Session:
         """Whether one of our entries is the one in ``KEPT`` after which it is time: all processes count alike."""
         return bool(own) and self.replica.entries % KEPT < len(own)
 
-    async def _consult(self, lines: list[Line], *, unless_tightened: bool = False) -> Read:
+    async def _consult(self, lines: list[Line], room: Room | None = None) -> Read:
         """Enter lines, and before them what the journal has lost; whatever hangs on that is decided anew."""
         if self._known is None:
-            read = await self.journal.append(self.replica.last, self.process, lines, unless_tightened=unless_tightened)
+            read = await self.journal.append(self.replica.last, self.process, lines, room)
             if not read.lost:
                 return read
             self._begin_anew(read)
         while self._known is not None:
             known: Line = ("recall", self._known)
-            read = await self.journal.append(self.replica.last, self.process, [known], unless_tightened=False)
+            read = await self.journal.append(self.replica.last, self.process, [known])
             if read.lost:
                 self._begin_anew(read)
             else:
                 self._known = None
                 self._take_in(read)
-        return Read(None, [], appended=False) if unless_tightened else await self._consult(lines)
+        return await self._consult(lines) if room is None else Read(None, [], appended=False)
 
     def _begin_anew(self, read: Read) -> None:
         self._known = self._known or dump(self.replica)

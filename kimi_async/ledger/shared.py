@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict
 
-from kimi_async.budgets import Budgets, Charge, Denial, Lesson
+from kimi_async.budgets import Budgets, Charge, Denial, Lesson, Room
 from kimi_async.errors import ConfigurationError, KimiError, LedgerUnavailable
 from kimi_async.events import EventHook, LedgerAway, LedgerBack, SameOrganization, log_event
 from kimi_async.forecast import Forecast, time_to_send
@@ -317,15 +317,15 @@ class SharedLedger:
         while not asked.answer.done():
             await session.greet()
             await session.bury()
-            denial = session.replica.denial(self._journal.now(), session.process, asked.cost)
-            if denial is None:
-                own, _ = await session.append([("reserve", {"tokens": asked.cost.tokens})], unless_tightened=True)
+            verdict = session.replica.verdict(self._journal.now(), session.process, asked.cost)
+            if isinstance(verdict, Room):
+                own, _ = await session.append([("reserve", {"tokens": asked.cost.tokens})], verdict)
                 if own and own[0].id in session.charges():
                     self._admit(asked, own[0])
             elif self._subscribers and session.process not in session.replica.line:
                 await session.append([("wait", {})])  # and look again, at what that has read
             elif self._subscribers or has_read:
-                asked.answer.set_result(denial)
+                asked.answer.set_result(verdict)
             else:
                 await session.read()
                 has_read = True

@@ -22,9 +22,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from kimi_async.budgets import Room
 from kimi_async.errors import ConfigurationError, LedgerUnavailable
 
-from .journal import TIGHTENING, Line, Read
+from .journal import TIGHTENING, Line, Read, tightened
 from .replica import Entry
 from .snapshot import State
 
@@ -83,9 +84,9 @@ class SQLiteJournal:
         """Unix time, or what it was before somebody set it; never behind an entry that was read."""
         return max(self._at, _since_boot() + self._offset)
 
-    async def append(self, last: int, process: str, lines: list[Line], *, unless_tightened: bool) -> Read:
+    async def append(self, last: int, process: str, lines: list[Line], room: Room | None = None) -> Read:
         """Enter lines, all or none, and read what others entered since."""
-        read = await self._run(lambda: self._append(last, process, lines, unless_tightened=unless_tightened))
+        read = await self._run(lambda: self._append(last, process, lines, room))
         if read.entries:
             self._at = max(self._at, read.entries[-1].at)
         return read
@@ -185,17 +186,17 @@ class SQLiteJournal:
             query = "SELECT number FROM account WHERE name = ?"
             (self._number,) = connection.execute(query, (self._account,)).fetchone()
 
-    def _append(self, last: int, process: str, lines: list[Line], *, unless_tightened: bool) -> Read:
+    def _append(self, last: int, process: str, lines: list[Line], room: Room | None) -> Read:
         connection = self._open()
         with _immediate(connection) if lines else _deferred(connection):
             query = "SELECT last, at, boot, offset, tight, pruned FROM account WHERE number = ?"
             newest, at, boot, offset, tight, pruned = connection.execute(query, (self._number,)).fetchone()
             self._offset = offset if boot == self._boot else max(at, time.time()) - _since_boot()
-            barred = unless_tightened and tight > last
+            stale = room is not None and tight > last
             snapshot: State | None = self._snapshot(connection) if last < pruned else None
             last = last if snapshot is None else snapshot["last"]
             entries = self._after(connection, last) if newest > last else []
-            if barred or not lines:
+            if not lines or (stale and (snapshot is not None or tightened(entries, room or Room()))):
                 return Read(snapshot, entries, appended=False)
             at = max(at, _since_boot() + self._offset)
             own = [Entry(newest + n, at, process, *line) for n, line in enumerate(lines, start=1)]
@@ -203,10 +204,10 @@ class SQLiteJournal:
                 "INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?)",
                 [(self._number, entry.id, at, process, entry.operation, json.dumps(entry.detail)) for entry in own],
             )
-            tightened = [entry.id for entry in own if entry.operation in TIGHTENING]
+            tightening = [entry.id for entry in own if entry.operation in TIGHTENING]
             connection.execute(
                 "UPDATE account SET last = ?, at = ?, boot = ?, offset = ?, tight = ? WHERE number = ?",
-                (own[-1].id, at, self._boot, self._offset, max(tightened, default=tight), self._number),
+                (own[-1].id, at, self._boot, self._offset, max(tightening, default=tight), self._number),
             )
         return Read(snapshot, entries + own, appended=True)
 
