@@ -530,7 +530,7 @@ async def test_limits_change_when_nobody_is_there(shelf):
     """Not while one runs that means others; the usage stays."""
     one, other = process(shelf, RateLimits(tpd=1000)), process(shelf, RateLimits(tpd=500))
     one.end(await one.reserve(Cost(400)), answered=True)
-    with pytest.raises(ConfigurationError, match="it cannot also have"):
+    with pytest.raises(ConfigurationError, match="processes that run now share this account"):
         await other.reserve(ONE)
     await one.aclose()
     assert (await other.reserve(Cost(200))).reason == "tpd"

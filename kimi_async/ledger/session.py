@@ -63,11 +63,23 @@ class Session:
             lines: list[Line] = [("join", {"address": self._address})]
             known, ours = self.replica.configured, self.configured or RateLimits()
             if known != ours:
-                alive = self.replica.alive(self.journal.now())
-                if known and (alive or spans(known) != spans(ours)):
-                    raise ConfigurationError(f"this account's ledger has {known}; it cannot also have {ours}")
+                if known:
+                    self._refuse_conflict(known, ours)
                 lines.append(("limits", asdict(ours)))
             await self._append(lines, Room())
+
+    def _refuse_conflict(self, known: RateLimits, ours: RateLimits) -> None:
+        """Limits may change where nobody goes by the old ones; a window's length never, for what it holds."""
+        if spans(known) != spans(ours):
+            raise ConfigurationError(
+                f"this account's ledger has a minute of {known.minute:g} s and a day of "
+                f"{known.day_zone or f'{known.day:g} s'}, which cannot change: name another account"
+            )
+        if self.replica.alive(self.journal.now()):
+            raise ConfigurationError(
+                f"processes that run now share this account with {known}: "
+                f"give all of them the same limits, not {ours}, or name another account"
+            )
 
     async def bury(self) -> None:
         """Enter that others show no life, unless what they have entered since we read says otherwise."""
