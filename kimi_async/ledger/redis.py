@@ -351,8 +351,7 @@ class RedisJournal:
 
 
 async def _ask(connection: AbstractConnection, *command: object) -> Any:
-    await connection.send_command(*command, check_health=False)
-    return await connection.read_response()
+    return (await _ask_all(connection, command))[0]
 
 
 def _place_of(moved: MovedError) -> dict[str, Any]:
@@ -360,6 +359,7 @@ def _place_of(moved: MovedError) -> dict[str, Any]:
 
 
 async def _ask_all(connection: AbstractConnection, *commands: tuple[object, ...]) -> list[Any]:
+    """Send all, then read all replies, so that an error leaves none for who asks next."""
     packed = connection.pack_commands(commands)  # type: ignore[arg-type]
     await connection.send_packed_command(packed, check_health=False)
     replies: list[Any] = []
