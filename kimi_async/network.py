@@ -8,7 +8,7 @@ import asyncio
 import ipaddress
 import ssl
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import httpcore
 
@@ -36,13 +36,12 @@ class AsyncioBackend(httpcore.AsyncNetworkBackend):
         """Open a TCP connection; raises httpcore's ConnectTimeout and ConnectError."""
         loop = asyncio.get_running_loop()
         # asyncio's race leaves a socket to the garbage collector when it is cancelled: one address needs none.
-        delay = None if _is_address(host) else HAPPY_EYEBALLS
+        races = isinstance(loop, asyncio.BaseEventLoop) and not _is_address(host)  # uvloop knows none
+        race: dict[str, Any] = {"happy_eyeballs_delay": HAPPY_EYEBALLS} if races else {}
         local = None if local_address is None else (local_address, 0)
         try:
             async with asyncio.timeout(timeout):
-                _, protocol = await loop.create_connection(
-                    _Connection, host, port, local_addr=local, happy_eyeballs_delay=delay
-                )
+                _, protocol = await loop.create_connection(_Connection, host, port, local_addr=local, **race)
         except TimeoutError as exc:
             raise httpcore.ConnectTimeout(f"no connection to {host}:{port} in {timeout} s") from exc
         except OSError as exc:
@@ -67,8 +66,7 @@ class _Connection(asyncio.Protocol):
         self._writer: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.use(transport)
+        self.use(cast("asyncio.Transport", transport))  # uvloop's has all its methods and is none
 
     def use(self, transport: asyncio.Transport) -> None:
         """Talk through this one; nothing counts as written while any of it waits in asyncio's buffer."""

@@ -317,6 +317,17 @@ async def test_where_boots_have_no_name_time_goes_on_as_well(path, machine):
     await other.aclose()
 
 
+async def test_a_fresh_file_may_be_opened_by_many_at_once(path):
+    """Changing its mode waits for those who write, as every transaction does."""
+    for _ in range(20):
+        journals = [SQLiteJournal(path, f"account {n}") for n in range(8)]
+        await asyncio.gather(*(journal.append(0, "a", [("alive", {})]) for journal in journals))
+        for journal in journals:
+            await journal.aclose()
+        for file in path.parent.glob(f"{path.name}*"):
+            file.unlink()
+
+
 async def test_waking_another_process(path):
     """A datagram on loopback; nonsense in its place is no address."""
     one, other = SQLiteJournal(path, "default"), SQLiteJournal(path, "default")

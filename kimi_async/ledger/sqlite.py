@@ -173,7 +173,7 @@ class SQLiteJournal:
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         """Make a ledger of an empty file, and see that the account is in it."""
-        connection.execute("PRAGMA journal_mode = WAL")
+        self._write_ahead(connection)
         connection.execute("PRAGMA synchronous = NORMAL")
         with _immediate(connection):
             (application,) = connection.execute("PRAGMA application_id").fetchone()
@@ -185,6 +185,20 @@ class SQLiteJournal:
             connection.execute("INSERT OR IGNORE INTO account (name) VALUES (?)", (self._account,))
             query = "SELECT number FROM account WHERE name = ?"
             (self._number,) = connection.execute(query, (self._account,)).fetchone()
+
+    def _write_ahead(self, connection: sqlite3.Connection) -> None:
+        """Change the file's mode, which does not wait for other connections by itself as transactions do."""
+        deadline = time.monotonic() + self._busy
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                with _immediate(connection):
+                    pass  # whoever is writing has finished
+            else:
+                return
 
     def _append(self, last: int, process: str, lines: list[Line], room: Room | None) -> Read:
         connection = self._open()
