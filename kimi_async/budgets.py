@@ -57,11 +57,22 @@ class Denial(NamedTuple):
     """Why a cost does not fit now, and in how many seconds it will.
 
     ``wait`` is infinite where no clock helps: another request must end first, or be cancelled. ``"turn"`` is that of
-    another process.
+    another process, and ``"ledger"`` one that is away.
     """
 
-    reason: Budget | Literal["probe", "turn"]
+    reason: Budget | Literal["probe", "turn", "ledger"]
     wait: float
+
+
+class Room(NamedTuple):
+    """What others may reserve in all without a decision to let somebody in being wrong."""
+
+    requests: int = 0
+    tokens: int = 0
+
+
+UNBOUNDED = 10**15
+"""More than anybody reserves, and exact as a float, which is what a script of Valkey's counts with."""
 
 
 class Charge:
@@ -161,6 +172,15 @@ class Budgets:
             and not self._pauses
         )
         return None if fits else self._denial(now, tokens)
+
+    def room_beside(self, tokens: int) -> Room:
+        """What could be reserved beside one of so many tokens that has just not been denied."""
+        if self._pauses:
+            return Room()
+        pending = self._pending_tokens + tokens
+        requests = min(self._slots - self._in_flight, self._rpm - self.minute.requests - self._pending) - 1
+        free = min(self._tpm - self.minute.tokens, self._tpd - self.day.tokens) - pending
+        return Room(int(min(requests, UNBOUNDED)), int(min(free, UNBOUNDED)))
 
     def take(self, tokens: int) -> Charge:
         """Book a reservation that was admitted, here or by another process on the same account."""

@@ -7,8 +7,8 @@ that is most of the CPU that a request takes. A stack takes the top one and puts
 import asyncio
 import ssl
 import weakref
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Self
 from urllib.request import getproxies, proxy_bypass
 
@@ -19,6 +19,11 @@ from .network import AsyncioBackend
 
 KEEPALIVE = 60.0
 """Seconds after which an idle connection is not used again; as long as the minute between two full windows."""
+
+Trace = Callable[[str, dict[str, object]], Awaitable[None]]
+"""httpcore's request extension ``"trace"``: it is told of each step by name."""
+
+Stream = httpcore.AsyncNetworkStream
 
 _NETWORK = AsyncioBackend()
 
@@ -45,8 +50,7 @@ class ConnectionStack(httpx.AsyncBaseTransport):
         except BaseException:
             self._idle.append(connection)  # httpcore has closed what was open; the transport can connect anew
             raise
-        assert isinstance(response.stream, httpx.AsyncByteStream)
-        response.stream = ClosingStream(response.stream, lambda _: self._idle.append(connection))
+        tell_when_closed(response, lambda _: self._idle.append(connection))
         return response
 
     def _connection(self, url: httpx.URL) -> httpx.AsyncBaseTransport:
@@ -74,7 +78,7 @@ class DirectConnection(httpx.AsyncBaseTransport):
 
     def __init__(self, verify: ssl.SSLContext) -> None:
         self._verify = verify
-        self._connection: httpcore.AsyncHTTPConnection | None = None
+        self._connection: httpcore.AsyncHTTP11Connection | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request; the next one only after its answer was closed."""
@@ -83,28 +87,59 @@ class DirectConnection(httpx.AsyncBaseTransport):
         sent = httpcore.Request(
             request.method, target, headers=request.headers.raw, content=request.stream, extensions=request.extensions
         )
-        with _httpx_errors():
-            answer = await (await self._open(target.origin)).handle_async_request(sent)
+        try:
+            connection = await self._ready(target.origin, sent)
+            answer = await connection.handle_async_request(sent)
+        except _HTTPCORE_ERRORS as exc:
+            raise _httpx_error(exc) from exc
         return httpx.Response(
             answer.status, headers=answer.headers, stream=_Body(answer), extensions=answer.extensions
         )
 
-    async def _open(self, origin: httpcore.Origin) -> httpcore.AsyncHTTPConnection:
+    async def _ready(self, origin: httpcore.Origin, request: httpcore.Request) -> httpcore.AsyncHTTP11Connection:
         connection = self._connection
         if connection is not None:
             if connection.is_idle() and not connection.has_expired() and connection.can_handle_request(origin):
                 return connection
-            await connection.aclose()
-        self._connection = connection = httpcore.AsyncHTTPConnection(
-            origin, ssl_context=self._verify, keepalive_expiry=KEEPALIVE, network_backend=_NETWORK
-        )
-        return connection
+            await self.aclose()
+        stream = await _open(origin, self._verify, request)
+        self._connection = httpcore.AsyncHTTP11Connection(origin, stream, keepalive_expiry=KEEPALIVE)
+        return self._connection
 
     async def aclose(self) -> None:
         """Close it."""
         if self._connection is not None:
             await self._connection.aclose()
             self._connection = None
+
+
+async def _open(origin: httpcore.Origin, verify: ssl.SSLContext, request: httpcore.Request) -> Stream:
+    """What ``httpcore.AsyncHTTPConnection`` does for its first request; the later ones it would only slow down."""
+    trace: Trace = request.extensions.get("trace") or _ignore
+    host, timeout = origin.host.decode("ascii"), request.extensions.get("timeout", {}).get("connect")
+    stream = await _traced("connect_tcp", trace, _NETWORK.connect_tcp, host=host, port=origin.port, timeout=timeout)
+    if origin.scheme == b"https":
+        verify.set_alpn_protocols(["http/1.1"])
+        name = request.extensions.get("sni_hostname") or host
+        tls = {"ssl_context": verify, "server_hostname": name, "timeout": timeout}
+        stream = await _traced("start_tls", trace, stream.start_tls, **tls)
+    return stream
+
+
+async def _traced(step: str, trace: Trace, take: Callable[..., Awaitable[Stream]], **arguments: object) -> Stream:
+    """Take a step, and tell of it as httpcore does (https://www.encode.io/httpcore/extensions/#trace)."""
+    await trace(f"connection.{step}.started", arguments)
+    try:
+        stream = await take(**arguments)
+    except BaseException as exc:
+        await trace(f"connection.{step}.failed", {"exception": exc})
+        raise
+    await trace(f"connection.{step}.complete", {"return_value": stream})
+    return stream
+
+
+async def _ignore(event: str, info: dict[str, object]) -> None:
+    """Nobody wants to know."""
 
 
 class _Body(httpx.AsyncByteStream):
@@ -116,22 +151,32 @@ class _Body(httpx.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         # Not ``aiter_stream``, which may be called once: the openai SDK comes back for what follows "[DONE]".
         assert isinstance(self._answer.stream, AsyncIterable)
-        with _httpx_errors():
+        try:
             async for chunk in self._answer.stream:
                 yield chunk
+        except _HTTPCORE_ERRORS as exc:
+            raise _httpx_error(exc) from exc
 
     async def aclose(self) -> None:
         await self._answer.aclose()
 
 
-class ClosingStream(httpx.AsyncByteStream):
-    """An answer's body that tells once when it is closed, and whether it had ended by itself, well or not.
+def tell_when_closed(response: httpx.Response, told: Callable[[bool], None]) -> None:
+    """Call ``told`` once, when the answer is closed, with whether its body had ended by itself, well or not.
 
-    One that is dropped unread, as by a client whose user leaves a loop, is closed by the garbage collector.
+    An answer that is dropped unread, as by a client whose user leaves a loop, is closed by the garbage collector.
     """
+    if not isinstance(response.stream, ClosingStream):
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        response.stream = ClosingStream(response.stream)
+    response.stream.tell(told)
 
-    def __init__(self, stream: httpx.AsyncByteStream, on_close: Callable[[bool], None]) -> None:
-        self._end = _End(stream, on_close)
+
+class ClosingStream(httpx.AsyncByteStream):
+    """An answer's body that tells of its end."""
+
+    def __init__(self, stream: httpx.AsyncByteStream) -> None:
+        self._end = _End(stream)
         weakref.finalize(self, self._end.dropped, asyncio.get_running_loop()).atexit = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -144,6 +189,10 @@ class ClosingStream(httpx.AsyncByteStream):
             raise
         end.reached = True
 
+    def tell(self, told: Callable[[bool], None]) -> None:
+        """Add one to be told, after those before it."""
+        self._end.told.append(told)
+
     async def aclose(self) -> None:
         """Close it, and tell, once."""
         await self._end.aclose()
@@ -152,28 +201,28 @@ class ClosingStream(httpx.AsyncByteStream):
 class _End:
     """How a body ends; it outlives the body."""
 
-    def __init__(self, stream: httpx.AsyncByteStream, on_close: Callable[[bool], None]) -> None:
+    def __init__(self, stream: httpx.AsyncByteStream) -> None:
         self.stream = stream
         self.reached = False
-        self._on_close: Callable[[bool], None] | None = on_close
+        self.told: list[Callable[[bool], None]] = []
         self._closing: asyncio.Task[None] | None = None
 
     async def aclose(self) -> None:
         try:
             await self.stream.aclose()
         finally:
-            on_close, self._on_close = self._on_close, None
-            if on_close is not None:
-                on_close(self.reached)
+            told, self.told = self.told, []
+            for tell in told:
+                tell(self.reached)
 
     def dropped(self, loop: asyncio.AbstractEventLoop) -> None:
         """In whatever thread the garbage collector runs."""
-        if self._on_close is not None:
+        if self.told:
             with suppress(RuntimeError):  # the loop is closed, and its connections with it
                 loop.call_soon_threadsafe(self._close_soon, loop)
 
     def _close_soon(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._on_close is not None:
+        if self.told:
             self._closing = loop.create_task(self.aclose())
 
 
@@ -189,15 +238,12 @@ _HTTPX_ERRORS: dict[type[Exception], type[httpx.TransportError]] = {
     httpcore.LocalProtocolError: httpx.LocalProtocolError,
     httpcore.RemoteProtocolError: httpx.RemoteProtocolError,
 }
+_HTTPCORE_ERRORS = tuple(_HTTPX_ERRORS)
 
 
-@contextmanager
-def _httpx_errors() -> Iterator[None]:
-    """Raise httpx's errors for httpcore's, which have the same names."""
-    try:
-        yield
-    except tuple(_HTTPX_ERRORS) as exc:
-        raise _HTTPX_ERRORS[type(exc)](str(exc)) from exc
+def _httpx_error(error: Exception) -> httpx.TransportError:
+    """The error of httpx that has the same name."""
+    return _HTTPX_ERRORS[type(error)](str(error))
 
 
 def _environment_proxy(url: httpx.URL) -> str | None:

@@ -7,6 +7,7 @@ Events never hold keys, prompts or answers.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from .limits import Budget
 
@@ -74,6 +75,45 @@ class ForeignUsage:
 
 
 @dataclass(frozen=True, slots=True)
+class SameOrganization:
+    """Accounts that are kept apart in the ledger are one to Kimi, and so are their limits."""
+
+    organization: str
+    accounts: tuple[str, ...]
+
+    def __str__(self) -> str:
+        names = " and ".join(map(repr, self.accounts))
+        return f"{names} are one account to Kimi, {self.organization}: give them one name, open_ledger(account=...)"
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerAway:
+    """The shared ledger cannot be reached. ``then`` is what happens to requests meanwhile, see `open_ledger`."""
+
+    reason: str
+    then: Literal["wait", "fail", "share"]
+
+    def __str__(self) -> str:
+        meanwhile = {
+            "wait": "requests wait",
+            "fail": "requests fail",
+            "share": "requests wait a minute, and then go on with a share of the limits",
+        }
+        return f"the ledger is away ({self.reason}); {meanwhile[self.then]} until it is back"
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerBack:
+    """It can be reached again, after so many seconds; ``admitted`` requests were let in meanwhile, on a share."""
+
+    seconds: float
+    admitted: int
+
+    def __str__(self) -> str:
+        return f"the ledger is back after {self.seconds:.1f} s, in which {self.admitted} requests were let in"
+
+
+@dataclass(frozen=True, slots=True)
 class VocabularyMissing:
     """Kimi's vocabulary could not be loaded; token counts are upper estimates until it can."""
 
@@ -83,11 +123,13 @@ class VocabularyMissing:
         return f"tokens are counted by their upper bound, a byte of UTF-8 each: no vocabulary ({self.reason})"
 
 
-Event = Retrying | Refused | LimitAdopted | ForeignUsage | VocabularyMissing
+Event = (
+    Retrying | Refused | LimitAdopted | ForeignUsage | SameOrganization | LedgerAway | LedgerBack | VocabularyMissing
+)
 EventHook = Callable[[Event], None]
 
 
 def log_event(event: Event) -> None:
     """The default hook: routine waits at INFO, what the user should know at WARNING."""
-    routine = isinstance(event, Retrying | Refused)
+    routine = isinstance(event, Retrying | Refused | LedgerBack)
     logger.log(logging.INFO if routine else logging.WARNING, "%s", event)

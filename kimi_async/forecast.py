@@ -21,7 +21,7 @@ class Forecast:
 
     def admit(self, cost: Cost) -> Denial:
         """How long the next cost waits, in seconds from the forecast's beginning, and what for in the end."""
-        reason: Budget | Literal["probe", "turn"] = "concurrency"
+        reason: Budget | Literal["probe", "turn", "ledger"] = "concurrency"
         while isinstance(verdict := self._books.reserve(self._at, cost), Denial):
             reason = verdict.reason
             self._at += verdict.wait

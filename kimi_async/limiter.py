@@ -75,6 +75,7 @@ class RateLimiter:
         self._line = Line()
         self._places = count()
         self._closed = asyncio.Event()
+        self._answering: asyncio.Timeout | None = None
         self._denial: Denial | None = None
         self._denied_until = 0.0
         self._forecast: Callable[[Cost], Denial] | None = None
@@ -134,6 +135,8 @@ class RateLimiter:
         self._line.join(gatekeeper)  # without asking for room
         for waiter in self._line:
             waiter.wake()
+        if self._answering is not None:
+            self._answering.reschedule(-math.inf)
 
     async def sleep(self, seconds: float) -> None:
         """Wait between two attempts. Raises LimiterClosed as soon as ``close`` is called: there is no next one."""
@@ -211,19 +214,31 @@ class RateLimiter:
                 await waiter.sleep()
                 continue
             self._refuse_impossible(waiter.cost)
-            verdict = await self.ledger.reserve(waiter.cost)
+            verdict = self.ledger.reserve_now(waiter.cost) or await self._ask(waiter.cost)
             if isinstance(verdict, Charge):
                 break
             self._refuse_exhausted_day(verdict, max_wait)
             await self._sleep_until_room(waiter, verdict)
         self._denial = None
         waiter.admitted = True
+        self._keep_pace()
         try:
             await self._pace.wait()
         except BaseException:  # cancelled or out of time: it holds what nobody will use
             self.ledger.cancel(verdict)
             raise
         return verdict
+
+    async def _ask(self, cost: Cost) -> Charge | Denial:
+        """Ask a ledger that takes its time, for as long as anybody is let in."""
+        try:
+            async with asyncio.timeout(None) as self._answering:
+                return await self.ledger.reserve(cost)
+        except TimeoutError:
+            self._refuse_closed()
+            raise
+        finally:
+            self._answering = None
 
     async def _sleep_until_room(self, waiter: Waiter, denial: Denial) -> None:
         loop = asyncio.get_running_loop()
@@ -255,8 +270,7 @@ class RateLimiter:
         budget = refusal.budget
         if budget is None:
             return
-        if lesson.adopted is not None and budget == "rpm":
-            self._pace = Pace(self.limits, self._pace_mode)
+        self._keep_pace()
         pause = 0.0
         new = not (lesson.explained or lesson.echo)
         if new and not (budget == "rpm" and self._pace.slow()):
@@ -266,6 +280,11 @@ class RateLimiter:
         if lesson.foreign:
             self._on_event(ForeignUsage(budget, lesson.foreign))
         self._on_event(Refused(budget, lesson.explained, pause))
+
+    def _keep_pace(self) -> None:
+        """Pace by the limit in force, which a refusal of ours may have lowered, or another process'."""
+        if self._pace.rpm != self.limits.rpm:
+            self._pace = Pace(self.limits, self._pace_mode)
 
     # -- what is refused at once ------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import asyncio
 import ipaddress
 import ssl
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import httpcore
 
@@ -17,6 +17,9 @@ HAPPY_EYEBALLS = 0.25
 
 READ_AHEAD = 65_536
 """Bytes that may come in before anybody asks for them."""
+
+HEAD = 16_384
+"""Bytes that may wait for what is written after them."""
 
 
 class AsyncioBackend(httpcore.AsyncNetworkBackend):
@@ -33,13 +36,12 @@ class AsyncioBackend(httpcore.AsyncNetworkBackend):
         """Open a TCP connection; raises httpcore's ConnectTimeout and ConnectError."""
         loop = asyncio.get_running_loop()
         # asyncio's race leaves a socket to the garbage collector when it is cancelled: one address needs none.
-        delay = None if _is_address(host) else HAPPY_EYEBALLS
+        races = isinstance(loop, asyncio.BaseEventLoop) and not _is_address(host)  # uvloop knows none
+        race: dict[str, Any] = {"happy_eyeballs_delay": HAPPY_EYEBALLS} if races else {}
         local = None if local_address is None else (local_address, 0)
         try:
             async with asyncio.timeout(timeout):
-                _, protocol = await loop.create_connection(
-                    _Connection, host, port, local_addr=local, happy_eyeballs_delay=delay
-                )
+                _, protocol = await loop.create_connection(_Connection, host, port, local_addr=local, **race)
         except TimeoutError as exc:
             raise httpcore.ConnectTimeout(f"no connection to {host}:{port} in {timeout} s") from exc
         except OSError as exc:
@@ -64,8 +66,7 @@ class _Connection(asyncio.Protocol):
         self._writer: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.use(transport)
+        self.use(cast("asyncio.Transport", transport))  # uvloop's has all its methods and is none
 
     def use(self, transport: asyncio.Transport) -> None:
         """Talk through this one; nothing counts as written while any of it waits in asyncio's buffer."""
@@ -117,14 +118,22 @@ class _Connection(asyncio.Protocol):
 
 
 class AsyncioStream(httpcore.AsyncNetworkStream):
-    """One connection, for one reader and one writer at a time."""
+    """One connection, for one reader and one writer at a time.
+
+    httpcore writes a request in pieces, of which the last may be empty. The first waits for the second, so that head
+    and body leave together: each journey through the operating system costs as much as composing the head.
+    """
 
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
+        self._held = b""
+        self._beginning = True
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """At most so many bytes; none at the end. Raises httpcore's ReadTimeout and ReadError."""
         connection = self._connection
+        if self._held:
+            await self.write(b"", timeout)
         if not connection.received and not connection.ended:
             try:
                 await connection.something(timeout)
@@ -132,6 +141,7 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
                 raise httpcore.ReadTimeout(f"nothing came for {timeout} s") from exc
         if connection.error is not None and not connection.received:
             raise httpcore.ReadError(str(connection.error)) from connection.error
+        self._beginning = True
         data = bytes(connection.received[:max_bytes])
         del connection.received[:max_bytes]
         if not connection.ended and not connection.transport.is_reading():
@@ -139,12 +149,17 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """All of it, to the operating system. Raises httpcore's WriteTimeout and WriteError."""
+        """All of it, to the operating system, but for a first piece. Raises httpcore's WriteTimeout and WriteError."""
         connection = self._connection
+        buffer, self._held = self._held + buffer, b""
         if not buffer:
             return
         if connection.transport.is_closing():
             raise httpcore.WriteError("the connection is closed")
+        beginning, self._beginning = self._beginning, False
+        if beginning and len(buffer) <= HEAD:
+            self._held = buffer
+            return
         connection.transport.write(buffer)
         try:
             await connection.room(timeout)

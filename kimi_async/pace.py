@@ -29,6 +29,7 @@ class Pace:
     """
 
     def __init__(self, limits: RateLimits, mode: PaceMode = "smooth") -> None:
+        self.rpm = limits.rpm
         self._even = 0.0 if limits.rpm is None else limits.minute / limits.rpm
         self._slowdowns = 1 if mode == "even" else 0
         self._set_interval(self._even * (SLACK[0] if mode == "even" else SMOOTH))

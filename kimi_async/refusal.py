@@ -22,6 +22,7 @@ class Refusal:
         scope: whose limit, in Kimi's words: ``"organization"``, ``"project"``, ``"user+model"``; None unsaid.
         limit: the limit as the gateway states it; None where it does not.
         current: tokens in the gateway's window, the refused request's own included; None where unsaid.
+        organization: the account's own name at Kimi, ``org-…``, which the text begins with; None unsaid.
         retry_after: seconds the gateway asks to wait, from the header or else the text; None where unsaid.
             For RPM the text always says 1, which is not enough: a window needs up to a minute.
     """
@@ -32,6 +33,7 @@ class Refusal:
     limit: int | None = None
     current: int | None = None
     retry_after: float | None = None
+    organization: str | None = None
 
 
 SUBSCRIPTION = "access_terminated_error"
@@ -58,6 +60,7 @@ _QUOTA = re.compile(
     r"insufficient balance|exceeded (?:your )?current (?:token )?quota|reached your (?:[^.]* )?usage limit",
     re.IGNORECASE,
 )
+_ORGANIZATION = re.compile(r"\borg-\w+")
 _AFTER = re.compile(r"after (\d+) seconds?")
 
 
@@ -74,21 +77,23 @@ def parse_refusal(message: str, *, type: str | None = None, retry_after: float |
     """
     if retry_after is None and (said := _AFTER.search(message)):
         retry_after = float(said[1])
+    organization = found[0] if (found := _ORGANIZATION.search(message)) else None
     if type == "exceeded_current_quota_error" or _QUOTA.search(message):
-        return Refusal("quota", retry_after=retry_after)
+        return Refusal("quota", retry_after=retry_after, organization=organization)
     if type == "engine_overloaded_error":
         return Refusal("overloaded", retry_after=retry_after)
     for budget, pattern in _BUDGETS:
         if match := pattern.search(message):
-            found = match.groupdict()
-            named: Budget = budget or ("tpm" if found["budget"] == "TPM" else "tpd")
+            numbers = match.groupdict()
+            named: Budget = budget or ("tpm" if numbers["budget"] == "TPM" else "tpd")
             return Refusal(
                 "budget",
                 budget=named,
-                scope=(found.get("scope") or "").lower() or None,
-                limit=_number(found.get("limit")),
-                current=_number(found.get("current")),
+                scope=(numbers.get("scope") or "").lower() or None,
+                limit=_number(numbers.get("limit")),
+                current=_number(numbers.get("current")),
                 retry_after=retry_after,
+                organization=organization,
             )
     return Refusal("overloaded", retry_after=retry_after)
 

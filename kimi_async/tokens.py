@@ -8,6 +8,7 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 import platformdirs
@@ -36,6 +37,10 @@ INLINE_CHARACTERS = 10_000
 BREATH = 20_000
 """Characters counted, some 2 to 5 ms, after which the event loop gets a turn."""
 
+REMEMBERED = 4_096
+"""Texts whose counts are kept, by digest, before forgetting begins anew. What a batch or a conversation says in every
+request is counted once."""
+
 MAX_LEARNED = 256
 """A larger surplus of the bill over the count is no template's, but a search result or an image."""
 
@@ -59,6 +64,7 @@ class TokenCounter:
         self._cache_dir = cache_dir or platformdirs.user_cache_path("kimi_async")
         self._on_event = on_event
         self._encode: Callable[[str], list[int]] | None = None
+        self._counted: dict[bytes, int] = {}
         self._missing = ""
         self._reported = False
         self._learned: dict[str, int] = {}
@@ -196,11 +202,17 @@ class TokenCounter:
             self._on_event(VocabularyMissing(self._missing))
 
     def _count(self, text: str) -> int:
+        encoded = text.encode("utf-8", "surrogatepass")
         if self._encode is None:
-            return len(text.encode("utf-8", "surrogatepass"))
-        if len(text) <= MAX_RUN:
-            return len(self._encode(text))
-        return sum(len(self._encode(piece)) for piece in pieces(text))
+            return len(encoded)
+        digest = sha256(encoded).digest()
+        tokens = self._counted.get(digest)
+        if tokens is None:
+            if len(self._counted) >= REMEMBERED:
+                self._counted.clear()
+            parts = (text,) if len(text) <= MAX_RUN else pieces(text)
+            tokens = self._counted[digest] = sum(len(self._encode(part)) for part in parts)
+        return tokens
 
     async def _sum(self, texts: list[str]) -> int:
         if not self._tried:

@@ -5,12 +5,12 @@ Every attempt passes here, retries included, whoever makes it: ``AsyncKimi``, or
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import MutableMapping
 from typing import Self
 
 import httpx
 
-from .connections import ClosingStream, ConnectionStack
+from .connections import ConnectionStack, Trace, tell_when_closed
 from .errors import ConfigurationError
 from .limiter import RateLimiter
 from .limits import Cost
@@ -31,8 +31,6 @@ HANG_UP = 0.1
 """Seconds that the slot of a request stays taken after its connection was closed before the answer had ended. The
 gateway learns of it a one-way delay later, and so would it of the next request in that slot, which must not be first:
 this is how much the two delays may differ."""
-
-Trace = Callable[[str, dict[str, object]], Awaitable[None]]
 
 _FRAMING = {b"content-length", b"transfer-encoding"}
 _HUNG_UP = (asyncio.CancelledError, httpx.TimeoutException)
@@ -81,7 +79,7 @@ class RateLimitTransport(httpx.AsyncBaseTransport):
     async def _send_until_admitted(self, request: httpx.Request, cost: Cost, max_wait: float | None) -> httpx.Response:
         clock = asyncio.get_running_loop().time
         deadline = None if max_wait is None else clock() + max_wait
-        trace = request.extensions.get("trace")
+        trace: Trace | None = request.extensions.get("trace")
         place: int | None = None
         refusals = 0
         while True:
@@ -102,8 +100,8 @@ class RateLimitTransport(httpx.AsyncBaseTransport):
                 return response
 
     async def _send(self, request: httpx.Request, reservation: Reservation, trace: Trace | None) -> httpx.Response:
-        departure = _Departure(reservation, trace)
-        request.extensions = {**request.extensions, "trace": departure.trace}
+        request.extensions = dict(request.extensions)
+        departure = _Departure(reservation, request.extensions, trace)
         try:
             return await self._inner.handle_async_request(request)
         except BaseException as exc:
@@ -119,9 +117,8 @@ class RateLimitTransport(httpx.AsyncBaseTransport):
         if response.is_closed:  # a transport that has read the answer itself, such as httpx.MockTransport
             reservation.end()
             return
-        assert isinstance(response.stream, httpx.AsyncByteStream)
-        response.stream = ClosingStream(
-            response.stream, lambda ended: reservation.end() if ended else self._hang_up(reservation, answered=True)
+        tell_when_closed(
+            response, lambda ended: reservation.end() if ended else self._hang_up(reservation, answered=True)
         )
 
     async def _read(self, response: httpx.Response, reservation: Reservation) -> bytes:
@@ -187,14 +184,19 @@ class _Departure:
     """Watches one request leave, through httpcore's trace extension.
 
     The stamp that the budgets count from is set when the request's last byte was written. httpcore's events are
-    named ``http11.…`` or ``http2.…`` (https://www.encode.io/httpcore/extensions/#trace).
+    named ``http11.…`` or ``http2.…`` (https://www.encode.io/httpcore/extensions/#trace). They are looked up in the
+    request's extensions one by one, and each costs a few microseconds: once the request has left, this steps aside.
     """
 
-    __slots__ = ("_began", "_connecting", "_next", "_reservation")
+    __slots__ = ("_began", "_connecting", "_extensions", "_next", "_reservation")
 
-    def __init__(self, reservation: Reservation, following: Trace | None) -> None:
+    def __init__(
+        self, reservation: Reservation, extensions: MutableMapping[str, object], following: Trace | None
+    ) -> None:
         self._reservation = reservation
+        self._extensions = extensions
         self._next = following
+        extensions["trace"] = self.trace
         self._connecting = False
         self._began = False
 
@@ -202,6 +204,7 @@ class _Departure:
         if event.endswith("send_request_body.complete"):
             if self._began and self._reservation.state == "pending":
                 self._reservation.sent()
+                self._extensions["trace"] = self._next
         elif event.endswith("send_request_headers.started"):
             # A proxy is asked for a tunnel first, with a request of its own.
             self._began = getattr(info.get("request"), "method", None) != b"CONNECT"

@@ -5,7 +5,7 @@ import json
 from itertools import count
 
 from kimi_async.errors import LedgerUnavailable
-from kimi_async.ledger.journal import TIGHTENING, Read
+from kimi_async.ledger.journal import TIGHTENING, Read, tightened
 from kimi_async.ledger.replica import Entry, Replica
 
 
@@ -20,12 +20,16 @@ class Shelf:
         self.tight = 0
         self.ahead = 1e9
         self.listeners = {}
+        self.organizations = {}
         self.addresses = count()
         self.at = 0.0
 
     def now(self):
-        """The clock of all of them."""
-        return asyncio.get_running_loop().time() + self.ahead
+        """The clock of all of them; outside of a loop no time passes."""
+        try:
+            return asyncio.get_running_loop().time() + self.ahead
+        except RuntimeError:
+            return self.at
 
     def replay(self, last):
         """The books after the history up to an entry."""
@@ -57,6 +61,7 @@ class FakeJournal:
         self.running.set()
         self.appends = 0
         self.closed = False
+        self.account = "default"
 
     def __repr__(self):
         return "<FakeJournal>"
@@ -68,30 +73,30 @@ class FakeJournal:
         """From now on nothing of this process arrives, until it is ``running`` again."""
         self.running.clear()
 
-    async def append(self, last, process, lines, *, unless_tightened):
+    async def append(self, last, process, lines, room=None):
         before, after, failure = self.fate()
         await asyncio.sleep(before)
         await self.running.wait()
         if failure == "before":
             raise LedgerUnavailable("before")
-        read = self._append(last, process, lines, unless_tightened=unless_tightened)
+        read = self._append(last, process, lines, room)
         await asyncio.sleep(after)
         await self.running.wait()
         if failure == "after":
             raise LedgerUnavailable("after")
         return read
 
-    def _append(self, last, process, lines, *, unless_tightened):
+    def _append(self, last, process, lines, room):
         assert not self.closed
         self.appends += 1
         shelf = self.shelf
-        barred = unless_tightened and shelf.tight > last
+        stale = room is not None and shelf.tight > last
         snapshot = None
         if last < shelf.pruned:
             snapshot = json.loads(shelf.kept)
             last = snapshot["last"]
         entries = [entry for entry in shelf.entries if entry.id > last]
-        if barred or not lines:
+        if not lines or (stale and (snapshot is not None or tightened(entries, room))):
             return Read(snapshot, entries, appended=False)
         shelf.at = max(shelf.at, shelf.now())
         newest = len(shelf.history)
@@ -113,6 +118,13 @@ class FakeJournal:
         if state["last"] > before:
             shelf.kept, shelf.pruned = json.dumps(state), before
             shelf.entries = [entry for entry in shelf.entries if entry.id > before]
+
+    async def claim(self, organization):
+        await self.running.wait()
+        if self.fate()[2]:
+            raise LedgerUnavailable("claim")
+        self.shelf.organizations.setdefault(organization, set()).add(self.account)
+        return sorted(self.shelf.organizations[organization])
 
     async def listen(self, on_wake):
         address = str(next(self.shelf.addresses))

@@ -8,7 +8,7 @@ import pytest
 from kimi_async.cli import main
 from kimi_async.cli.gateway import account_of, default_ledger
 from kimi_async.ledger import account_of_key, open_ledger
-from kimi_async.ledger.replica import Entry, Replica
+from kimi_async.ledger.replica import LEASE, Entry, Replica
 from kimi_async.ledger.view import Participant, view
 from kimi_async.limiter import RateLimiter
 from kimi_async.limits import Cost, RateLimits
@@ -90,7 +90,11 @@ def test_a_view_tells_who_waits_what_is_closed_and_what_was_learned():
     seen = view(replica, 100.5)
     assert seen.learned == {"rpm": 5}
     assert seen.pauses == {"rpm": pytest.approx(0.5)}
-    assert seen.participants == (Participant("a", 0.5, 1, 1, None), Participant("b", 0.5, 0, 0, 1))
+    assert seen.participants == (Participant("a", 0.5, 1, 1, False, None), Participant("b", 0.5, 0, 0, False, 1))
+    assert seen.usage.concurrency.used == 1
+    later = view(replica, 100.1 + LEASE)
+    assert [one.dead for one in later.participants] == [True, True]
+    assert later.usage.concurrency.used == 0
 
 
 def test_an_account_is_known_by_its_key_and_the_key_by_nobody(monkeypatch):

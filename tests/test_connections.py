@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from kimi_async import connections
-from kimi_async.connections import ConnectionStack
+from kimi_async.connections import ConnectionStack, tell_when_closed
 
 pytestmark = pytest.mark.real_time
 
@@ -180,6 +180,21 @@ async def test_closing_an_answer_twice_returns_its_connection_once():
         await response.aread()
         await response.stream.aclose()
         assert len(stack._idle) == 1
+
+
+async def test_all_are_told_once_when_an_answer_is_closed():
+    """In order, and whether it had ended; those that ask for it later than the stack come after it."""
+    async with serving() as (_server, url, stack):
+        for read in (True, False):
+            told = []
+            response = await stack.handle_async_request(httpx.Request("GET", url))
+            tell_when_closed(response, lambda ended, told=told: told.append(("first", ended, len(stack._idle))))
+            tell_when_closed(response, lambda ended, told=told: told.append(("second", ended, len(stack._idle))))
+            if read:
+                await response.aread()
+            await response.aclose()
+            await response.stream.aclose()
+            assert told == [("first", read, 1), ("second", read, 1)]
 
 
 async def test_closing_closes_all():

@@ -9,9 +9,12 @@ import pytest
 from kimi_async.events import (
     Event,
     ForeignUsage,
+    LedgerAway,
+    LedgerBack,
     LimitAdopted,
     Refused,
     Retrying,
+    SameOrganization,
     VocabularyMissing,
     log_event,
 )
@@ -46,6 +49,29 @@ LINES = [
         ForeignUsage("tpm", 12_345),
         logging.WARNING,
         "12,345 tokens of tpm were spent elsewhere on this account; booked",
+    ),
+    (
+        SameOrganization("org-1", ("key-a", "key-b")),
+        logging.WARNING,
+        "'key-a' and 'key-b' are one account to Kimi, org-1: give them one name, open_ledger(account=...)",
+    ),
+    (
+        LedgerAway("redis://h does not answer within 5 s", "wait"),
+        logging.WARNING,
+        "the ledger is away (redis://h does not answer within 5 s); requests wait until it is back",
+    ),
+    (
+        LedgerAway("no space left", "share"),
+        logging.WARNING,
+        (
+            "the ledger is away (no space left); requests wait a minute, and then go on with a share of the limits "
+            "until it is back"
+        ),
+    ),
+    (
+        LedgerBack(61.25, 7),
+        logging.INFO,
+        "the ledger is back after 61.2 s, in which 7 requests were let in",
     ),
     (
         VocabularyMissing("ImportError: splintr"),

@@ -1,6 +1,7 @@
 """One request, tried until it is answered."""
 
 import asyncio
+import gzip
 import logging
 
 import httpx
@@ -88,6 +89,43 @@ async def test_an_answer_is_read():
     assert inner.bodies[0].closed
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", None])
+async def test_an_answer_that_a_proxy_compressed_is_read(encoding):
+    """Nobody asked for it."""
+    step = answer("月亮")
+    if encoding:
+        step.content, step.headers = gzip.compress(step.content), {"Content-Encoding": encoding}
+    made, inner = scripted(step)
+    assert (await complete(made)).text == "月亮"
+    assert inner.bodies[0].closed
+
+
+async def test_an_answer_that_was_read_already_is_taken_as_it_is():
+    """By a transport that has no streams, such as httpx's own mock."""
+    made, _ = scripted(answer())
+    made._transport = httpx.MockTransport(lambda request: httpx.Response(200, content=answer("月亮").content))
+    assert (await complete(made)).text == "月亮"
+
+
+@pytest.mark.parametrize(
+    ("base_url", "host"),
+    [
+        ("https://api.moonshot.cn/v1", "api.moonshot.cn"),
+        ("https://Kimi.test:443/v1", "kimi.test"),
+        ("http://user:secret@kimi.test:8000/v1", "kimi.test:8000"),
+        ("http://[::1]:8000", "[::1]:8000"),
+        ("https://月.test", "xn--7ov.test"),
+    ],
+)
+async def test_the_host_header_is_the_one_that_httpx_makes(base_url, host):
+    """It is made once for all requests."""
+    inner = Scripted(answer())
+    timeout = httpx.Timeout(5)
+    made = Exchange(inner, base_url=base_url, api_key=KEY, timeout=timeout, max_attempts=1, on_event=print)
+    await complete(made)
+    assert inner.requests[0].headers["host"] == httpx.Request("GET", base_url).headers["host"] == host
+
+
 async def test_what_is_sent():
     """The content as it is, the key in its header, and nothing compressed or kept in cookies."""
     made, inner = scripted(answer())
@@ -128,6 +166,7 @@ async def test_other_endpoints_are_asked_the_same_way(call, method, url, content
     assert request.headers["authorization"] == f"Bearer {KEY}"
     assert (content_type or "application/json") in request.headers["content-type"]
     assert len(request.headers.get_list("content-type")) == 1
+    assert request.headers.get("content-length") == (str(len(call.content)) if method == "POST" else None)
 
 
 @pytest.mark.parametrize(

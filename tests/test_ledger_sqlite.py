@@ -12,9 +12,9 @@ from collections import Counter
 
 import pytest
 
-from kimi_async.budgets import GUARD, Charge
+from kimi_async.budgets import GUARD, Charge, Room
 from kimi_async.errors import ConfigurationError, LedgerUnavailable
-from kimi_async.ledger import open_ledger, shared, sqlite
+from kimi_async.ledger import open_ledger, session, sqlite
 from kimi_async.ledger.shared import SharedLedger
 from kimi_async.ledger.snapshot import dump
 from kimi_async.ledger.sqlite import APPLICATION_ID, SCHEMA_VERSION, SQLiteJournal
@@ -35,7 +35,7 @@ def path(tmp_path):
 
 async def ledger_at(path, limits=WIDE, account="default"):
     """One process' end of the ledger there."""
-    ledger = await open_ledger(f"sqlite://{path}", account=account, patient=False)
+    ledger = await open_ledger(f"sqlite://{path}", account=account, when_away="fail")
     ledger.configure(limits)
     return ledger
 
@@ -47,6 +47,16 @@ async def spend(ledger, tokens, times=1):
         assert isinstance(charge, Charge), charge
         ledger.sent(charge)
         ledger.end(charge, answered=True)
+
+
+async def test_accounts_of_one_organization_learn_of_each_other(path):
+    """However often they say so; the last word counts."""
+    journals = [SQLiteJournal(path, account) for account in ("z", "a", "a")]
+    assert [await journal.claim("org-1") for journal in journals] == [["z"], ["a", "z"], ["a", "z"]]
+    assert await journals[0].claim("org-2") == ["z"]
+    assert await journals[1].claim("org-1") == ["a"]
+    for journal in journals:
+        await journal.aclose()
 
 
 def rows(path, query):
@@ -153,7 +163,7 @@ async def test_accounts_in_one_file_are_separate(path):
 
 async def test_a_busy_file_is_an_error_within_the_bound(path):
     """Somebody holds the right to write, and does not let go; when he does, all is entered."""
-    ledger = SharedLedger(SQLiteJournal(path, "default", busy=0.1), patient=False)
+    ledger = SharedLedger(SQLiteJournal(path, "default", busy=0.1), when_away="fail")
     charge = await ledger.reserve(ONE)
     writer = sqlite3.connect(path, isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
@@ -194,12 +204,12 @@ async def test_ten_thousand_reservations_leave_a_small_file(path):
     for _ in range(100):
         await asyncio.gather(*(spend(ledger, 10) for _ in range(100)))
     await ledger.refresh()
-    assert rows(path, "SELECT count(*) FROM journal")[0][0] < 3 * shared.KEPT
+    assert rows(path, "SELECT count(*) FROM journal")[0][0] < 3 * session.KEPT
     late = await ledger_at(path, RateLimits(concurrency=100_000, minute=0.5))
     await late.refresh()
     await ledger.refresh()
     assert late.usage().requests_sent == 10_000
-    assert dump(late._replica) == dump(ledger._replica)
+    assert dump(late._session.replica) == dump(ledger._session.replica)
     await late.aclose()
     await ledger.aclose()
     assert path.stat().st_size < 3_000_000
@@ -209,13 +219,13 @@ async def test_who_is_behind_the_snapshot_is_not_let_in_on_what_it_remembers(pat
     """Something tightened after what it knows, and before the snapshot."""
     journal = SQLiteJournal(path, "default")
     for number in range(1, 5):
-        await journal.append(number - 1, "a", [("reserve", {"tokens": 1})], unless_tightened=True)
-    await journal.append(4, "a", [("alive", {})] * 6, unless_tightened=False)
+        await journal.append(number - 1, "a", [("reserve", {"tokens": 1})], room=Room())
+    await journal.append(4, "a", [("alive", {})] * 6)
     await journal.prune({"last": 3})
     await journal.prune({"last": 8})
-    read = await journal.append(1, "b", [("reserve", {"tokens": 1})], unless_tightened=True)
+    read = await journal.append(1, "b", [("reserve", {"tokens": 1})], room=Room())
     assert (read.appended, read.snapshot, [entry.id for entry in read.entries]) == (False, {"last": 8}, [9, 10])
-    read = await journal.append(10, "b", [("reserve", {"tokens": 1})], unless_tightened=True)
+    read = await journal.append(10, "b", [("reserve", {"tokens": 1})], room=Room())
     assert read.appended
     await journal.aclose()
 
@@ -224,27 +234,98 @@ async def test_an_error_in_a_transaction_leaves_none_open(path):
     """The next one works."""
     journal = SQLiteJournal(path, "default")
     with pytest.raises(TypeError):
-        await journal.append(0, "a", [("reserve", {"tokens": object()})], unless_tightened=False)
-    read = await journal.append(0, "a", [("alive", {})], unless_tightened=False)
+        await journal.append(0, "a", [("reserve", {"tokens": object()})])
+    read = await journal.append(0, "a", [("alive", {})])
     assert [entry.id for entry in read.entries] == [1]
     await journal.aclose()
 
 
-async def test_a_clock_that_is_set_back_stops_nobody(path, monkeypatch):
-    """Time goes on from the last entry; it never falls, and every process follows."""
-    wall = [1_000_000.0]
-    monkeypatch.setattr(sqlite.time, "time", lambda: wall[0])
+class Machine:
+    """Its clocks: the one that anybody may set, and the one that counts from its boot."""
+
+    def __init__(self, monkeypatch, boot_id):
+        self.wall, self.since_boot, self.boot_id = 1_000_000.0, 100.0, boot_id
+        self.boot("first")
+        monkeypatch.setattr(sqlite.time, "time", lambda: self.wall)
+        monkeypatch.setattr(sqlite.time, "clock_gettime", lambda clock: self.since_boot)
+        monkeypatch.setattr(sqlite, "BOOT_ID", boot_id)
+
+    def boot(self, name):
+        self.boot_id.write_text(name)
+
+    def passes(self, seconds):
+        self.wall += seconds
+        self.since_boot += seconds
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """One whose clocks a test may set."""
+    return Machine(monkeypatch, tmp_path / "boot_id")
+
+
+async def stamp(journal, last):
+    """What the clock shows for an entry, since the beginning."""
+    read = await journal.append(last, "a", [("alive", {})])
+    assert journal.now() == read.entries[-1].at
+    return read.entries[-1].at - 1_000_000.0
+
+
+async def test_the_systems_clock_may_be_set_forward_and_back(path, machine):
+    """No window empties early, nobody is dead before his time, and nobody waits for a time that has gone."""
     one, other = SQLiteJournal(path, "default"), SQLiteJournal(path, "default")
     stamps = []
-    for step in (0, 10, -3600, 10, 10, -0.5, 0.25, 10):
-        wall[0] += step
-        journal = one if len(stamps) % 2 else other
-        read = await journal.append(len(stamps), "a", [("alive", {})], unless_tightened=False)
-        stamps.append(read.entries[-1].at - 1_000_000.0)
-        assert journal.now() == read.entries[-1].at
-    assert stamps == [0, 10, 10, 20, 30, 30, 30, 39.75]
+    for step in (0, 0, -3600, 86_400, 0.5):
+        machine.wall += step
+        machine.passes(10)
+        stamps.append(await stamp(one if len(stamps) % 2 else other, len(stamps)))
+    assert stamps == [10, 20, 30, 40, 50]
+    late = SQLiteJournal(path, "default")
+    machine.passes(1)
+    assert await stamp(late, 5) == 51
+    for journal in (one, other, late):
+        await journal.aclose()
+
+
+@pytest.mark.parametrize(("away", "shows"), [(3600, 3600), (-3600, 0)], ids=["later", "on a clock that was set back"])
+async def test_after_a_boot_time_goes_on_from_the_systems_clock(path, machine, away, shows):
+    """It has counted while nothing else could; but time never falls."""
+    before = SQLiteJournal(path, "default")
+    await stamp(before, 0)
+    await before.aclose()
+    machine.wall += away
+    machine.since_boot = 3.0
+    machine.boot("second")
+    after = SQLiteJournal(path, "default")
+    assert await stamp(after, 1) == shows
+    machine.passes(10)
+    assert await stamp(after, 2) == shows + 10
+    await after.aclose()
+
+
+async def test_where_boots_have_no_name_time_goes_on_as_well(path, machine):
+    """By the system's clock, if it moves forward."""
+    machine.boot_id.unlink()
+    one, other = SQLiteJournal(path, "default"), SQLiteJournal(path, "default")
+    stamps = []
+    for step in (0, 0, -3600, 0, 0):
+        machine.wall += step
+        machine.passes(10)
+        stamps.append(await stamp(one if len(stamps) % 2 else other, len(stamps)))
+    assert stamps == sorted(stamps)
     await one.aclose()
     await other.aclose()
+
+
+async def test_a_fresh_file_may_be_opened_by_many_at_once(path):
+    """Changing its mode waits for those who write, as every transaction does."""
+    for _ in range(20):
+        journals = [SQLiteJournal(path, f"account {n}") for n in range(8)]
+        await asyncio.gather(*(journal.append(0, "a", [("alive", {})]) for journal in journals))
+        for journal in journals:
+            await journal.aclose()
+        for file in path.parent.glob(f"{path.name}*"):
+            file.unlink()
 
 
 async def test_waking_another_process(path):

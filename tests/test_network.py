@@ -4,7 +4,7 @@ import asyncio
 import socket
 import ssl
 import struct
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 import httpcore
 import httpx
@@ -12,7 +12,7 @@ import pytest
 import trustme
 
 from kimi_async.connections import ConnectionStack
-from kimi_async.network import READ_AHEAD, AsyncioBackend
+from kimi_async.network import HEAD, READ_AHEAD, AsyncioBackend
 
 pytestmark = pytest.mark.real_time
 
@@ -93,6 +93,38 @@ async def test_and_so_it_does_encrypted(certificates):
         assert isinstance(stream.get_extra_info("ssl_object"), ssl.SSLObject)
         await both_ways(stream)
         await stream.aclose()
+
+
+async def test_head_and_body_leave_together():
+    """One journey instead of two; what nothing follows leaves when its answer is asked for, or with an empty piece."""
+    arrived = []
+
+    async def note(reader, writer):
+        while data := await reader.read(65_536):
+            arrived.append(data)
+            writer.write(b"ok")
+
+    async with connected(note) as stream:
+        for pieces in ([b"head ", b"body", b""], [b"head alone", b""], [b"and unended"]):
+            for piece in pieces:
+                await stream.write(piece, timeout=5)
+            assert await stream.read(10, timeout=5) == b"ok"
+    assert arrived == [b"head body", b"head alone", b"and unended"]
+
+
+async def test_only_what_begins_a_request_waits():
+    """Neither a large head, nor what is written after the body's first piece, nor anything while somebody reads."""
+    async with connected(echo) as stream:
+        await stream.write(b"x" * (HEAD + 1), timeout=5)
+        assert await read_all(stream, HEAD + 1) == b"x" * (HEAD + 1)
+        for piece in (b"a", b"b", b"c"):
+            await stream.write(piece, timeout=5)
+        assert await read_all(stream, 3) == b"abc"
+        await stream.write(b"d", timeout=5)
+        reading = asyncio.create_task(read_all(stream, 2))
+        await asyncio.sleep(0)
+        await stream.write(b"e", timeout=5)
+        assert await reading == b"de"
 
 
 async def test_a_certificate_that_is_not_trusted_is_a_connect_error(certificates):
@@ -188,6 +220,51 @@ async def test_reading_ahead_is_bounded():
             await asyncio.sleep(0)
         assert len(stream._connection.received) <= READ_AHEAD + 2**18
         assert first + await read_all(stream, len(BIG) - 1) == BIG
+
+
+class Trace:
+    """Notes what httpcore's trace extension is told: each name, and what comes with it where that is plain."""
+
+    def __init__(self):
+        self.told = []
+
+    async def __call__(self, event, info):
+        plain = {name: value if isinstance(value, str | int | float) else ... for name, value in info.items()}
+        self.told.append((event, {name: plain[name] for name in plain if name not in UNUSED}))
+
+
+UNUSED = {"local_address", "socket_options"}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "trusted", "events"), [("http", True, 12), ("https", True, 14), ("https", False, 4), ("none", True, 2)]
+)
+async def test_a_trace_is_told_of_connecting_what_httpcore_would_tell_it(certificates, scheme, trusted, events):
+    """The steps are taken here, and told of as if httpcore took them, whether they succeed or fail."""
+
+    async def serve(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        await reader.read()
+        writer.close()
+
+    tls = certificates[0] if scheme == "https" else None
+    server = await asyncio.start_server(serve, "localhost", 0, ssl=tls)
+    url = f"{scheme.replace('none', 'http')}://localhost:{server.sockets[0].getsockname()[1]}/"
+    if scheme == "none":
+        server.close()
+    verify = certificates[1] if trusted else ssl.create_default_context()
+    told = []
+    for transport in (ConnectionStack(verify=verify), httpx.AsyncHTTPTransport(verify=verify)):
+        trace = Trace()
+        async with httpx.AsyncClient(transport=transport, timeout=5) as client:
+            with nullcontext() if events > 4 else pytest.raises(httpx.ConnectError):
+                await client.get(url, extensions={"trace": trace})
+        told.append([one for one in trace.told if one[0] != "connection.close"])
+    server.close()
+    await asyncio.sleep(0.01)
+    assert told[0] == told[1]
+    assert len(told[0]) == events
 
 
 async def test_a_whole_request_over_tls_on_one_connection(certificates):

@@ -1,5 +1,7 @@
 """Every text of a 429 or 403 seen in the wild or in Kimi's docs, and what it means."""
 
+from dataclasses import replace
+
 import pytest
 
 from kimi_async.refusal import Refusal, parse_refusal
@@ -109,14 +111,29 @@ OVERLOADED = [
 @pytest.mark.parametrize("kind", ["rate_limit_reached_error", None])
 def test_a_budgets_text_is_read_to_the_last_number(text, refusal, kind):
     """Which budget, whose, the limit, the gateway's count and the wait, whatever the type says."""
-    assert parse_refusal(text, type=kind) == refusal
+    assert replace(parse_refusal(text, type=kind), organization=None) == refusal
 
 
 @pytest.mark.parametrize("text", QUOTA)
 @pytest.mark.parametrize("kind", ["exceeded_current_quota_error", None])
 def test_an_empty_account_is_a_quota(text, kind):
     """The three wordings of no balance, with their type and without."""
-    assert parse_refusal(text, type=kind) == Refusal("quota")
+    assert replace(parse_refusal(text, type=kind), organization=None) == Refusal("quota")
+
+
+@pytest.mark.parametrize(
+    ("text", "organization"),
+    [
+        (f"{OLD} organization max RPM: 3", "org-e664b178c0f74d818f6b62f87efa49f7"),
+        (f"{NEW} organization TPD rate limit", "org-78cd08fac9804d20bac9a1f02fc1e6a5"),
+        ("You exceeded your current token quota: <org-1> 31275, please check your account balance", "org-1"),
+        ("request reached user+model max RPM: 50", None),
+        ("The engine is currently overloaded, please try again later", None),
+    ],
+)
+def test_the_account_is_known_by_its_own_name(text, organization):
+    """Not by the key's, nor the project's."""
+    assert parse_refusal(text).organization == organization
 
 
 def test_the_quota_type_alone_is_enough():

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kimi_async.budgets import Room
 from kimi_async.errors import LedgerUnavailable
 from kimi_async.ledger import replica as rules
-from kimi_async.ledger import shared
-from kimi_async.ledger.replica import LEASE, Entry, Replica
+from kimi_async.ledger import session
+from kimi_async.ledger.replica import LEASE, PATIENCE, Entry, Replica
 from kimi_async.ledger.shared import SharedLedger
 from kimi_async.ledger.snapshot import dump, restore
 from kimi_async.limiter import RateLimiter
@@ -51,7 +52,7 @@ class Scene:
         for _ in range(processes):
             fortune = Chance(self.dice.random(), **chance)
             self.journals.append(FakeJournal(self.shelf, fate=fortune.fate, wakes=fortune.wakes))
-            self.ledgers.append(SharedLedger(self.journals[-1], patient=False))
+            self.ledgers.append(SharedLedger(self.journals[-1], when_away="fail"))
             self.limiters.append(RateLimiter(LIMITS, ledger=self.ledgers[-1], on_event=lambda event: None))
 
     async def request(self, limiter, cost):
@@ -123,8 +124,8 @@ class Scene:
     def agree(self, ledgers):
         """All have the books that the history makes which they have read, and have read nearly all of it."""
         for ledger in ledgers:
-            assert ledger._replica.last > len(self.shelf.history) - 10
-            assert dump(ledger._replica) == dump(self.shelf.replay(ledger._replica.last))
+            assert ledger._session.replica.last > len(self.shelf.history) - 10
+            assert dump(ledger._session.replica) == dump(self.shelf.replay(ledger._session.replica.last))
 
 
 def stamps(shelf):
@@ -160,7 +161,7 @@ WORLDS = st.fixed_dictionaries(
 
 @pytest.fixture(autouse=True)
 def _frequent_pruning(monkeypatch):
-    monkeypatch.setattr(shared, "KEPT", 20)
+    monkeypatch.setattr(session, "KEPT", 20)
 
 
 many = settings(
@@ -187,10 +188,13 @@ def test_no_minute_sees_more_than_the_limits_and_everybody_is_served(world, cras
         await scene.until_read(survivor)
         with suppress(LedgerUnavailable):
             survivor._journal.fate = lambda: (0.0, 0.0, None)
-            survivor.cancel(await survivor.reserve(Cost(1)))
+            for _ in range(2):
+                async with scene.limiters[-1].acquire(Cost(1)) as reservation:
+                    reservation.cancel()
+                await asyncio.sleep(PATIENCE + 0.1)  # for those who might live
             await survivor.refresh()
         assert survivor.usage().concurrency.used == 0
-        assert list(survivor._replica.line) == []
+        assert list(survivor._session.replica.line) == []
 
     run_virtual(main())
 
@@ -226,7 +230,7 @@ def test_a_written_replica_goes_on_as_the_first_one(world, cut, looks):
         for entry in history:
             asked.apply(entry)
             for ahead in looks:
-                asked.denial(entry.at + ahead, entry.process, Cost(50))
+                asked.verdict(entry.at + ahead, entry.process, Cost(50))
         for entry in history[middle:]:
             lesson = replica.apply(entry)
             assert written.apply(entry) == lesson
@@ -252,10 +256,20 @@ A_AND_B = [(0.0, "a", "join", {"address": "1"}), (0.0, "b", "join", {"address": 
 
 def test_a_sign_of_life_that_came_first_saves_a_process():
     """It was found dead by somebody who had not read it."""
-    alive = told(*A_AND_B, (31.0, "a", "alive", {}), (31.0, "b", "dead", {"process": "a"}))
+    rows = [*A_AND_B, (15.0, "b", "alive", {})]
+    alive = told(*rows, (31.0, "a", "alive", {}), (31.0, "b", "dead", {"process": "a"}))
     assert list(alive.processes) == ["a", "b"]
-    dead = told(*A_AND_B, (31.0, "b", "dead", {"process": "a"}))
+    dead = told(*rows, (31.0, "b", "dead", {"process": "a"}))
     assert list(dead.processes) == ["b"]
+
+
+def test_silence_proves_nothing_where_all_were_silent():
+    """The journal may have been away: whoever lives has a few seconds to say so."""
+    rows = [*A_AND_B, (100.0, "b", "alive", {})]
+    assert list(told(*A_AND_B).departed(100.0)) == []
+    assert list(told(*rows).departed(100.0 + PATIENCE)) == []
+    assert list(told(*rows).departed(100.1 + PATIENCE)) == [("dead", "a")]
+    assert list(told(*rows, (102.0, "a", "alive", {})).departed(100.1 + PATIENCE)) == []
 
 
 def test_a_sign_of_life_that_came_first_saves_a_place_in_line():
@@ -273,6 +287,7 @@ def test_what_was_pending_when_its_process_died_counts_as_sent():
         (0.0, "a", "reserve", {"tokens": 10}),
         (0.0, "a", "reserve", {"tokens": 20}),
         (1.0, "a", "sent", {"charge": 4}),
+        (20.0, "b", "alive", {}),
         (40.0, "b", "dead", {"process": "a"}),
     )
     usage = replica.books_at(40.0).usage(40.0)
@@ -292,12 +307,12 @@ def test_questions_about_later_times_leave_the_books_as_they_are():
     """Somebody looks a moment too early: the entry that he has not read yet falls before what he has seen."""
     rows = [*A_AND_B, (0.0, "a", "reserve", {"tokens": 10}), (1.0, "a", "sent", {"charge": 3})]
     replica = told(*rows)
-    assert replica.denial(200.0, "b", Cost(1)) is None
+    assert isinstance(replica.verdict(200.0, "b", Cost(1)), Room)
     assert dump(replica) == dump(told(*rows))
 
 
 def test_nobody_is_let_in_out_of_turn():
     """The first in line may, whoever else has to wait."""
     replica = told(*A_AND_B, (0.0, "a", "wait", {}), (0.0, "b", "wait", {}))
-    assert replica.denial(0.0, "a", Cost(1)) is None
-    assert replica.denial(0.0, "b", Cost(1)) == ("turn", rules.TURN)
+    assert isinstance(replica.verdict(0.0, "a", Cost(1)), Room)
+    assert replica.verdict(0.0, "b", Cost(1)) == ("turn", rules.TURN)

@@ -175,7 +175,7 @@ def test_no_header_breaks_anything(value):
 def test_a_refusal_takes_its_numbers_from_envelope_and_header():
     """The text has the limit, the header the wait."""
     refusal = refusal_of(httpx.Headers({"Retry-After": "20"}), envelope(RPM, "rate_limit_reached_error"))
-    assert refusal == Refusal("budget", "rpm", "organization", limit=3, retry_after=20.0)
+    assert refusal == Refusal("budget", "rpm", "organization", limit=3, retry_after=20.0, organization="org-1")
 
 
 def test_a_refusal_by_its_type():

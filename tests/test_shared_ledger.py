@@ -10,7 +10,8 @@ import pytest
 
 from kimi_async.budgets import GUARD, Charge, Denial
 from kimi_async.errors import ConfigurationError, LedgerUnavailable, RequestTooLarge
-from kimi_async.ledger import shared
+from kimi_async.events import SameOrganization
+from kimi_async.ledger import session
 from kimi_async.ledger.replica import LEASE, PATIENCE, TURN, Entry
 from kimi_async.ledger.shared import RETRY, SharedLedger
 from kimi_async.ledger.snapshot import dump
@@ -38,7 +39,7 @@ class Fate:
 
 def process(shelf, limits=SLOT, *, wakes=lambda: 0.001, subscribed=False):
     """One more process: its ledger."""
-    ledger = SharedLedger(FakeJournal(shelf, fate=Fate(), wakes=wakes), patient=False)
+    ledger = SharedLedger(FakeJournal(shelf, fate=Fate(), wakes=wakes), when_away="fail")
     ledger.configure(limits)
     if subscribed:
         ledger.subscribe(lambda *, slot_only: None)
@@ -205,6 +206,58 @@ async def test_a_probe_that_takes_long_to_answer_lets_the_others_follow(shelf):
     assert now() - began < 0.02 * 60 + TURN + 0.1
 
 
+# -- one organization -----------------------------------------------------------------------------------------
+
+
+def named(account, shelf, events):
+    """A limiter of an account that has a name."""
+    ledger = SharedLedger(FakeJournal(shelf, fate=Fate()), on_event=events.append)
+    ledger._journal.account = account
+    return RateLimiter(SLOT, ledger=ledger, on_event=lambda event: None)
+
+
+async def refused(limiter, organization="org-1"):
+    """A request that was refused."""
+    async with limiter.acquire(ONE) as reservation:
+        reservation.sent()
+        reservation.refused(Refusal("budget", "concurrency", organization=organization))
+    await limiter.ledger.refresh()
+
+
+async def test_accounts_that_are_one_organization_are_told_so_once():
+    """By the first refusal that shows it, to whoever got that."""
+    shelves, events = (Shelf(), Shelf()), []
+    shelves[1].organizations = shelves[0].organizations
+    one, other, third = named("a", shelves[0], events), named("b", shelves[1], events), named("b", shelves[1], [])
+    await refused(one)
+    assert events == []
+    await refused(other)
+    await refused(other)
+    assert events == [SameOrganization("org-1", ("a", "b"))]
+    await third.ledger.refresh()
+    assert third.ledger.view().organization == "org-1"
+    assert await third.ledger.namesakes() == ("a", "b")
+
+
+async def test_a_refusal_that_names_nobody_is_nobodys():
+    """Some texts have no account in them."""
+    shelf, events = Shelf(), []
+    await refused(one := named("a", shelf, events), None)
+    assert (await one.ledger.namesakes(), shelf.organizations, events) == ((), {}, [])
+
+
+async def test_other_processes_keep_the_pace_of_a_limit_that_one_has_learned(shelf):
+    """They have not seen the refusal, but the limit in the books."""
+    limits = RateLimits(rpm=600)
+    one, other = limiter_of(process(shelf, limits)), limiter_of(process(shelf, limits))
+    async with one.acquire(ONE) as reservation:
+        reservation.sent()
+        reservation.refused(Refusal("budget", "rpm", limit=60))
+    async with other.acquire(ONE) as reservation:
+        reservation.sent()
+    assert (one._pace.rpm, other._pace.rpm) == (60, 60)
+
+
 # -- deaths ---------------------------------------------------------------------------------------------------
 
 
@@ -222,12 +275,45 @@ async def test_the_slot_of_the_dead_comes_back_after_its_lease(shelf):
 
 
 async def test_who_comes_after_the_lease_gets_the_slot_at_once(shelf):
-    """Without a second's wait in line."""
+    """Without a second's wait in line, where others lived meanwhile."""
+    limits = RateLimits(concurrency=2)
+    one, other, third = (process(shelf, limits) for _ in range(3))
+    await one.reserve(ONE)
+    await third.reserve(ONE)
+    one._journal.crash()
+    await asyncio.sleep(LEASE + 1)
+    assert isinstance(await other.reserve(ONE), Charge)
+
+
+async def test_who_comes_after_a_long_silence_waits_for_those_who_may_live(shelf):
+    """Was the journal away? Whoever lives says so as soon as it is back."""
     one, other = process(shelf), process(shelf)
     await one.reserve(ONE)
     one._journal.crash()
     await asyncio.sleep(LEASE + 1)
-    assert isinstance(await other.reserve(ONE), Charge)
+    began = now()
+    await limiter_of(other).acquire(ONE)
+    assert PATIENCE < now() - began <= PATIENCE + 2 * TURN
+
+
+async def test_nobody_who_lives_is_buried_after_an_outage(shelf):
+    """The first one back has seen no sign of life from the others, nor could it."""
+    limits = RateLimits(concurrency=3)
+    ledgers = [process(shelf, limits) for _ in range(3)]
+    held = [await ledger.reserve(ONE) for ledger in ledgers]
+    for ledger in ledgers:
+        ledger._journal.fate.failures = ["before"] * 1000
+    await asyncio.sleep(2 * LEASE)
+    waiting = asyncio.ensure_future(limiter_of(ledgers[0]).acquire(ONE).__aenter__())
+    for seconds, ledger in enumerate(ledgers):
+        ledger._journal.fate.failures = []
+        await asyncio.sleep(seconds)
+    await asyncio.sleep(5)
+    assert "dead" not in shelf.operations()
+    assert slots(ledgers[0]) == 3
+    assert not waiting.done()
+    ledgers[2].end(held[2], answered=True)
+    await waiting
 
 
 async def test_the_pending_reservation_of_the_dead_counts_as_sent(shelf):
@@ -387,7 +473,7 @@ async def test_a_hook_that_fails_stops_nothing(shelf):
 
 async def test_pruning_that_fails_harms_nobody(shelf, monkeypatch):
     """What was entered stays entered."""
-    monkeypatch.setattr(shared, "KEPT", 5)
+    monkeypatch.setattr(session, "KEPT", 5)
     ledger = process(shelf)
 
     async def prune(state):
@@ -411,7 +497,7 @@ async def test_reading_while_entering_reads_nothing_twice(shelf):
 
     await asyncio.gather(work(one), work(other))
     assert slots(one) == 0
-    assert dump(one._replica) == dump(shelf.replay(one._replica.last))
+    assert dump(one._session.replica) == dump(shelf.replay(one._session.replica.last))
 
 
 # -- limits ---------------------------------------------------------------------------------------------------
@@ -444,7 +530,7 @@ async def test_limits_change_when_nobody_is_there(shelf):
     """Not while one runs that means others; the usage stays."""
     one, other = process(shelf, RateLimits(tpd=1000)), process(shelf, RateLimits(tpd=500))
     one.end(await one.reserve(Cost(400)), answered=True)
-    with pytest.raises(ConfigurationError, match="it cannot also have"):
+    with pytest.raises(ConfigurationError, match="processes that run now share this account"):
         await other.reserve(ONE)
     await one.aclose()
     assert (await other.reserve(Cost(200))).reason == "tpd"
@@ -462,7 +548,6 @@ async def test_limits_change_when_all_who_meant_others_are_dead(shelf):
     await asyncio.sleep(2)
     assert isinstance(await other.reserve(ONE), Charge)
     assert other.limits.rpm == 6
-    assert slots(other) == 1
 
 
 async def test_a_minute_of_another_length_is_another_account(shelf):
@@ -479,7 +564,7 @@ async def test_a_minute_of_another_length_is_another_account(shelf):
 
 async def test_the_journal_and_the_books_stay_small(shelf, monkeypatch):
     """Two processes, thousands of reservations; a third that comes later reads little."""
-    monkeypatch.setattr(shared, "KEPT", 100)
+    monkeypatch.setattr(session, "KEPT", 100)
     limits = RateLimits(rpm=50, minute=1.0, day=100.0)
     ledgers = [process(shelf, limits) for _ in range(2)]
 
@@ -492,17 +577,17 @@ async def test_the_journal_and_the_books_stay_small(shelf, monkeypatch):
     await asyncio.gather(*map(work, ledgers))
     assert len(shelf.history) > 3000
     assert len(shelf.entries) < 500
-    books = ledgers[0]._replica.books
+    books = ledgers[0]._session.replica.books
     assert len(books.minute._entries) <= 55
     late = process(shelf, limits)
     await late.refresh()
     assert late.usage().requests_sent == 1000
-    assert dump(late._replica) == dump(shelf.replay(late._replica.last))
+    assert dump(late._session.replica) == dump(shelf.replay(late._session.replica.last))
 
 
 async def test_who_is_far_behind_decides_nothing_on_what_it_has_not_read(shelf, monkeypatch):
     """What it missed is in a snapshot: the room that it remembers was taken before that was written."""
-    monkeypatch.setattr(shared, "KEPT", 10)
+    monkeypatch.setattr(session, "KEPT", 10)
     limits = RateLimits(concurrency=2)
     late, one = process(shelf, limits), process(shelf, limits)
     late.cancel(await late.reserve(ONE))
@@ -512,7 +597,7 @@ async def test_who_is_far_behind_decides_nothing_on_what_it_has_not_read(shelf, 
         await one.refresh()
     shelf.history.append(Entry(len(shelf.history) + 1, shelf.at, "x", "alive", {}))
     shelf.entries = [entry for entry in shelf.entries if entry.id > shelf.pruned]
-    assert shelf.pruned > late._replica.last
+    assert shelf.pruned > late._session.replica.last
     verdict = await late.reserve(ONE)
     assert isinstance(verdict, Denial), held
 

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from kimi_async.budgets import Room
 from kimi_async.ledger.replica import Entry, Replica
 from kimi_async.ledger.snapshot import dump, restore
 from kimi_async.limits import Cost, RateLimits
@@ -77,9 +78,9 @@ def test_pauses_guards_and_probes():
     copy = follow(made, (4.0, "reserve", {"tokens": 5}))
     assert copy.books.guard == pytest.approx(0.6)
     copy = follow(made)
-    assert copy.denial(ZERO + 4.0, "a", Cost(1)) == ("probe", math.inf)
+    assert copy.verdict(ZERO + 4.0, "a", Cost(1)) == ("probe", math.inf)
     follow(made, (4.0, "sent", {"charge": made.last}), (5.0, "end", {"charge": made.last, "answered": True}))
-    assert made.denial(ZERO + 5.0, "a", Cost(1)) is None
+    assert isinstance(made.verdict(ZERO + 5.0, "a", Cost(1)), Room)
 
 
 def test_adopted_limits_beside_the_configured_ones():
@@ -95,9 +96,9 @@ def test_a_day_of_the_calendar():
     made = replica(*SENT, limits=limits)
     copy = follow(made, (60.0, "alive", {}))
     assert isinstance(copy.configured, RateLimits)
-    reason, wait = copy.denial(ZERO + 60, "a", Cost(1))
+    reason, wait = copy.verdict(ZERO + 60, "a", Cost(1))
     assert (reason, wait) == ("tpd", pytest.approx(14 * 3600 + 13 * 60 + 20 - 60, abs=1))
-    assert made.denial(ZERO + 60, "a", Cost(1)) == (reason, wait)
+    assert made.verdict(ZERO + 60, "a", Cost(1)) == (reason, wait)
 
 
 def test_the_lines_order():

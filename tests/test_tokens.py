@@ -70,6 +70,23 @@ def test_counts_are_those_published(counter, text, count):
     assert counter.count(text) == count
 
 
+def test_a_text_is_counted_once(counter, monkeypatch):
+    """A conversation says all of it again in each turn, a batch its system message in each request."""
+    encoded = []
+    encode = counter._encode
+    monkeypatch.setattr(counter, "_encode", lambda text: encoded.append(text) or encode(text))
+    assert counter.count("月亮") == counter.count("月亮") == len(encode("月亮"))
+    assert encoded == ["月亮"]
+
+
+def test_what_is_remembered_is_bounded(counter, monkeypatch):
+    """And counted again when it was forgotten."""
+    monkeypatch.setattr(tokens, "REMEMBERED", 10)
+    counts = [counter.count(f"{number} texts") for number in range(25)]
+    assert len(counter._counted) == 5
+    assert [counter.count(f"{number} texts") for number in range(25)] == counts
+
+
 # Loading
 
 

@@ -616,11 +616,11 @@ def over_sockets(**options):
     return limiter, RateLimitTransport(limiter, ConnectionStack(verify=ssl.create_default_context(), **options))
 
 
-async def post(transport, base_url, *, read=5.0):
+async def post(transport, base_url, *, read=5.0, trace=None):
     """One request over the wire."""
     timeout = httpx.Timeout(5.0, read=read).as_dict()
     request = httpx.Request("POST", f"{base_url}/v1/chat/completions", content=b"{}", extensions={"timeout": timeout})
-    request.extensions[COST] = Cost(10)
+    request.extensions.update({COST: Cost(10), "trace": trace})
     return await transport.handle_async_request(request)
 
 
@@ -636,6 +636,31 @@ async def test_httpcore_traces_what_we_rely_on():
             assert taken(limiter) == (1, 1, 10)
             await asyncio.sleep(HANG_UP + 0.01)
             assert taken(limiter) == (0, 1, 10)
+
+
+@pytest.mark.real_time
+async def test_the_callers_own_trace_hears_of_the_answer_too():
+    """Whoever stamps the departure has stepped aside by then."""
+
+    async def serve(reader, writer):
+        await reader.readuntil(b"\r\n\r\n{}")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        await silence(reader, writer)
+
+    events = []
+
+    async def trace(event, info):
+        events.append(event)
+
+    async with server(serve) as address:
+        limiter, transport = over_sockets()
+        async with transport:
+            response = await post(transport, f"http://{address}", trace=trace)
+            assert limiter.usage().requests_sent == 1
+            assert await response.aread() == b"ok"
+    steps = "send_request_headers send_request_body receive_response_headers receive_response_body response_closed"
+    names = ["connection.connect_tcp", *(f"http11.{step}" for step in steps.split())]
+    assert events == [f"{name}.{phase}" for name in names for phase in ("started", "complete")]
 
 
 @pytest.mark.real_time

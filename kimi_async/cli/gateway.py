@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from kimi_async.client import BASE_URL, AsyncKimi
 from kimi_async.errors import LedgerUnavailable
 from kimi_async.events import EventHook
-from kimi_async.ledger import Ledger, account_of_key, open_ledger
+from kimi_async.ledger import Ledger, WhenAway, account_of_key, open_ledger
 from kimi_async.limits import RateLimits
 from kimi_async.mock import MockSettings, spawn
 from kimi_async.models import Currency
@@ -31,6 +31,8 @@ class GatewayOptions:
     the user's own file, so that runs share the account and its day; memory: for a mock on this machine."""
     account: str | None = None
     """Name of the account in the ledger. Default: one for each API key."""
+    when_away: WhenAway = "wait"
+    """What to do while the ledger cannot be reached: wait for it, fail, or go on with a share of the limits."""
     pace: PaceMode = "smooth"
     """"even" spaces requests at minute / rpm, for a gateway that refuses bursts."""
     mock: Annotated[bool, Parameter(negative="")] = False
@@ -51,7 +53,7 @@ class GatewayOptions:
         """
         with ExitStack() as stack:
             base_url = stack.enter_context(spawn(replace(mock, limits=limits))) if self.mock else self.base_url
-            books = await self._books(base_url)
+            books = await self._books(base_url, on_event)
             try:
                 kimi = AsyncKimi(
                     api_key="mock" if self.mock else None,
@@ -66,9 +68,10 @@ class GatewayOptions:
             finally:
                 await books.aclose()
 
-    async def _books(self, base_url: str | None) -> Ledger:
+    async def _books(self, base_url: str | None, on_event: EventHook) -> Ledger:
+        url, account = self.ledger or default_ledger(base_url), self.account or account_of()
         try:
-            return await open_ledger(self.ledger or default_ledger(base_url), account=self.account or account_of())
+            return await open_ledger(url, account=account, when_away=self.when_away, on_event=on_event)
         except LedgerUnavailable as exc:
             raise LedgerUnavailable(f"{exc}; --ledger names another place, memory: is for this run alone") from exc
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Annotated
 
@@ -48,12 +49,13 @@ async def _show(url: str, account: str, *, as_json: bool, watch: bool) -> int:
         raise ConfigurationError(f"{url} is the memory of another process; only a ledger that is shared can be shown")
     try:
         await ledger.refresh()
+        names = await ledger.namesakes()
         if as_json:
-            sys.stdout.buffer.write(to_json(asdict(ledger.view())) + b"\n")
+            sys.stdout.buffer.write(to_json(asdict(ledger.view()) | {"accounts": names}) + b"\n")
         elif watch:
             await _watch(ledger)
         else:
-            Console().print(_table(ledger.view()))
+            Console().print(_table(ledger.view(), names))
     finally:
         await ledger.aclose()
     return ANSWERED
@@ -67,7 +69,7 @@ async def _watch(ledger: SharedLedger) -> None:
             live.update(_table(ledger.view()), refresh=True)
 
 
-def _table(account: AccountView) -> RenderableType:
+def _table(account: AccountView, names: Collection[str] = ()) -> RenderableType:
     budgets = Table.grid(padding=(0, 2))
     for budget in BUDGETS:
         taken: BudgetUsage = getattr(account.usage, budget)
@@ -78,8 +80,15 @@ def _table(account: AccountView) -> RenderableType:
         budgets.add_row(budget, f"{taken.used:,} / {limit}", left, learned or pause)
     processes = Table.grid(padding=(0, 2))
     for one in account.participants:
-        turn = "" if one.place is None else f"waits, {one.place}. in line"
+        turn = "dead" if one.dead else "" if one.place is None else f"waits, {one.place}. in line"
         processes.add_row(one.name[:8], f"{one.slots} under way", turn, f"seen {one.seen:.0f} s ago")
     if account.configured is None:
         return "nothing has been recorded yet"
-    return Group(budgets, processes) if account.participants else budgets
+    parts: list[RenderableType] = [budgets]
+    if account.participants:
+        parts.append(processes)
+    if account.organization is not None:
+        parts.append(f"Kimi calls it {account.organization}")
+    if len(names) > 1:
+        parts.append(f"and so it calls all of {', '.join(names)}: use one --account for them, they share their limits")
+    return Group(*parts)

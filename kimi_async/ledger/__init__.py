@@ -7,19 +7,24 @@ none, in one step. Everything that a limiter asks of it is on this screen.
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import platformdirs
 
 from kimi_async.budgets import Charge, Denial, Lesson
 from kimi_async.errors import ConfigurationError, KimiError
+from kimi_async.events import EventHook, log_event
 from kimi_async.limits import Cost, RateLimits, Usage
 from kimi_async.refusal import Refusal
 
 if TYPE_CHECKING:
+    from .journal import Journal
     from .shared import SharedLedger
 
-__all__ = ["Charge", "Denial", "Ledger", "Lesson", "OnRoom", "account_of_key", "open_ledger"]
+__all__ = ["Charge", "Denial", "Ledger", "Lesson", "OnRoom", "WhenAway", "account_of_key", "open_ledger"]
+
+WhenAway = Literal["wait", "fail", "share"]
+"""What happens to requests while a shared ledger cannot be reached; see `open_ledger`."""
 
 
 class OnRoom(Protocol):
@@ -80,7 +85,9 @@ class Ledger(Protocol):
         """Let go of what it holds open; the books stay where they are."""
 
 
-async def open_ledger(url: str, *, account: str = "default", patient: bool = True) -> Ledger:
+async def open_ledger(
+    url: str, *, account: str = "default", when_away: WhenAway = "wait", on_event: EventHook = log_event
+) -> Ledger:
     """Open the ledger that a URL names.
 
     Args:
@@ -89,8 +96,11 @@ async def open_ledger(url: str, *, account: str = "default", patient: bool = Tru
             ``"rediss://…"`` with TLS or ``"unix:///path"``, a Valkey or Redis that many machines share (the package's
             extra ``redis``).
         account: whose books in it. Limits belong to an account, whatever keys it has.
-        patient: whether requests wait while a shared ledger cannot be reached; else they get LedgerUnavailable. None
-            is ever let in unseen.
+        when_away: what happens to requests while a shared ledger cannot be reached. They ``"wait"``, or they
+            ``"fail"`` with LedgerUnavailable; none is let in unseen. Or the processes ``"share"``: after a minute in
+            which they wait, each goes on with an equal part of the limits, and enters it when the ledger is back;
+            `kimi_async.ledger.share` says what that cannot promise.
+        on_event: is told when a shared ledger goes and comes back; by default that is logged.
 
     Raises:
         ConfigurationError: no such kind of ledger, its extra is not installed, or what is there is no ledger.
@@ -101,14 +111,16 @@ async def open_ledger(url: str, *, account: str = "default", patient: bool = Tru
         from .memory import MemoryLedger  # noqa: PLC0415 - it imports this module
 
         return MemoryLedger()
+    from .shared import SharedLedger  # noqa: PLC0415 - likewise
+
     if scheme == "sqlite" and colon and (not rest or rest.startswith("///")):
-        from .shared import SharedLedger  # noqa: PLC0415 - likewise
         from .sqlite import SQLiteJournal  # noqa: PLC0415 - likewise
 
         path = Path(rest.removeprefix("//")) if rest else platformdirs.user_state_path("kimi_async") / "ledger.sqlite3"
-        return await _opened(SharedLedger(SQLiteJournal(path, account), patient=patient))
+        return await _opened(SharedLedger(SQLiteJournal(path, account), when_away=when_away, on_event=on_event))
     if scheme in {"redis", "rediss", "unix"} and rest.startswith("//"):
-        return await _opened(_redis(url, account, patient=patient))
+        journal = _redis_journal(url, account)
+        return await _opened(SharedLedger(journal, when_away=when_away, on_event=on_event))
     shown = url if "//" not in url else f"{scheme}://…"  # which may have a password
     raise ConfigurationError(f"no ledger is called {shown!r}; there is memory:, sqlite:///path, sqlite:, redis://host")
 
@@ -128,11 +140,9 @@ async def _opened(ledger: "SharedLedger") -> Ledger:
     return ledger
 
 
-def _redis(url: str, account: str, *, patient: bool) -> "SharedLedger":
-    from .shared import SharedLedger  # noqa: PLC0415 - it imports this module
-
+def _redis_journal(url: str, account: str) -> "Journal":
     try:
         from .redis import RedisJournal  # noqa: PLC0415 - its library is an extra
     except ModuleNotFoundError as exc:
         raise ConfigurationError("a ledger in Valkey or Redis needs: pip install 'kimi_async[redis]'") from exc
-    return SharedLedger(RedisJournal(url, account), patient=patient)
+    return RedisJournal(url, account)

@@ -1,4 +1,4 @@
--- One step of an account's journal: enter lines, all or none, and read what others entered since.
+-- One step of an account's journal: enter lines, all or none.
 --
 -- The journal is a stream. An entry's id is the server's clock in microseconds when it was entered, moved on where
 -- that is needed to make ids rise. So ids are stamps, and none is given twice, even by a server that forgot the first.
@@ -6,18 +6,25 @@
 -- KEYS    1 the journal
 --         2 what is known about it, a hash
 --             newest    id of its last entry
---             tight     id of the last entry that may leave less room
+--             tight     id of the last entry that may leave less room, reservations aside
+--             reserved  requests reserved in all
+--             tokens    tokens reserved in all
 --             kept      id of the last entry that the snapshot knows
 --             snapshot  the state after it
 --             pruned    entries before this one are gone
 -- ARGV    1 id of the last entry that the caller knows, 0 if none
---         2 how many of the lines, from the first to the last that may leave less room, 0 if none does
---         3 "1" to enter nothing if another such entry came after the one that the caller knows
---         4 ... the lines
--- Returns the clock, the id of the first line entered or 0, 1 if the journal does not hold what the caller knows,
---         the snapshot if the caller must begin with it, and the entries after it or after what the caller knows.
+--         2 how many of the lines, from the first to the last that may leave less room, reservations aside; 0 if none
+--         3 requests that the lines reserve
+--         4 tokens that they reserve
+--         5 requests that may have been reserved in all, to enter the lines; -1 to enter them in any case
+--         6 tokens likewise
+--         7 ... the lines
+-- Returns the clock, the id of the first line entered or 0, the id of the last entry before them, requests and tokens
+--         reserved in all, 1 if the journal does not hold what the caller knows, and, where the caller must begin
+--         anew, the snapshot and the entries after it.
 --
--- The cost depends on what is entered and read, not on how much the journal holds.
+-- Entries that a caller has not read it reads by itself, right before, for they cost a script ten times as much. So
+-- the cost depends neither on what the journal holds nor on what others entered.
 
 local journal, about = KEYS[1], KEYS[2]
 local known = ARGV[1]
@@ -25,21 +32,18 @@ local known = ARGV[1]
 if redis.call('EXISTS', journal, about) == 1 then
   redis.call('DEL', journal, about) -- one is of no use without the other
 end
-local found = redis.call('HMGET', about, 'newest', 'tight', 'kept', 'pruned')
+local found = redis.call('HMGET', about, 'newest', 'tight', 'reserved', 'tokens', 'kept', 'pruned')
 local newest, tight = tonumber(found[1] or 0), tonumber(found[2] or 0)
-local kept, pruned = found[3], tonumber(found[4] or 0)
+local reserved, tokens = tonumber(found[3] or 0), tonumber(found[4] or 0)
+local kept, pruned = found[5], tonumber(found[6] or 0)
 
-local lost, snapshot, entries = 0, false, {}
+local lost, anew, snapshot, entries = 0, false, false, {}
 if known ~= found[1] then
   if known ~= '0' and tonumber(known) >= pruned then
-    entries = redis.call('XRANGE', journal, known .. '-0', '+')
-    if entries[1] and entries[1][1] == known .. '-0' then
-      table.remove(entries, 1)
-    else
-      lost = 1
-    end
+    lost = 1 - #redis.call('XRANGE', journal, known .. '-0', known .. '-0')
   end
   if known == '0' or tonumber(known) < pruned or lost == 1 then
+    anew = true
     local first = '-'
     if kept then
       first = '(' .. kept .. '-0'
@@ -51,16 +55,23 @@ end
 
 local time = redis.call('TIME')
 local clock = math.max(newest, time[1] * 1000000 + time[2])
-local first = 0
-if #ARGV > 3 and lost == 0 and not (ARGV[3] == '1' and tight > tonumber(known)) then
+local before, first = newest, 0
+local barred = ARGV[5] ~= '-1'
+  and (tight > tonumber(known) or reserved > tonumber(ARGV[5]) or tokens > tonumber(ARGV[6]))
+if #ARGV > 6 and lost == 0 and not barred then
   first = math.max(newest + 1, clock)
-  newest = first + #ARGV - 4
-  for n = 4, #ARGV do
-    redis.call('XADD', journal, string.format('%.0f-0', first + n - 4), 'entry', ARGV[n])
+  newest = first + #ARGV - 7
+  for n = 7, #ARGV do
+    redis.call('XADD', journal, string.format('%.0f-0', first + n - 7), 'entry', ARGV[n])
   end
   if ARGV[2] ~= '0' then
     tight = first + ARGV[2] - 1
   end
-  redis.call('HSET', about, 'newest', string.format('%.0f', newest), 'tight', string.format('%.0f', tight))
+  reserved, tokens = reserved + ARGV[3], tokens + ARGV[4]
+  redis.call('HSET', about, 'newest', string.format('%.0f', newest), 'tight', string.format('%.0f', tight),
+    'reserved', string.format('%.0f', reserved), 'tokens', string.format('%.0f', tokens))
 end
-return { string.format('%.0f', clock), string.format('%.0f', first), lost, snapshot, entries }
+return {
+  string.format('%.0f %.0f %.0f %.0f %.0f %d', clock, first, before, reserved, tokens, lost),
+  anew and { snapshot, entries } or false,
+}

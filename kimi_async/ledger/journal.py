@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from kimi_async.budgets import Room
+
 from .replica import Entry, Operation
 from .snapshot import State
 
@@ -15,6 +17,13 @@ LOOSENING: frozenset[Operation] = frozenset({"end", "cancel", "refuse", "leave",
 
 Line = tuple[Operation, dict[str, object]]
 """An operation to be entered, and its detail."""
+
+
+def tightened(entries: list[Entry], room: Room) -> bool:
+    """Whether entries may leave less room than a decision needs that leaves ``room`` beside it."""
+    reserved = [int(str(entry.detail["tokens"])) for entry in entries if entry.operation == "reserve"]
+    others = any(entry.operation in TIGHTENING and entry.operation != "reserve" for entry in entries)
+    return others or len(reserved) > room.requests or sum(reserved) > room.tokens
 
 
 class Read(NamedTuple):
@@ -40,19 +49,24 @@ class Journal(Protocol):
     def now(self) -> float:
         """The journal's clock in seconds, or a little less: what is stamped from now on is not earlier."""
 
-    async def append(self, last: int, process: str, lines: list[Line], *, unless_tightened: bool) -> Read:
+    async def append(self, last: int, process: str, lines: list[Line], room: Room | None = None) -> Read:
         """Enter lines, all or none, and read what others entered since.
 
         Args:
             last: the last entry known.
             process: whose lines they are.
             lines: may be none, to only read.
-            unless_tightened: append nothing if there is an entry after ``last`` that may leave less room.
+            room: append nothing if entries after ``last`` may leave less room than there was when it was decided to
+                append; reservations that fit into ``room`` together do no harm. None appends in any case.
         """
         ...
 
     async def prune(self, state: State) -> None:
         """Keep the state as it was after its last entry, and forget entries that nobody is likely to need."""
+
+    async def claim(self, organization: str) -> list[str]:
+        """Keep that the account is this organization's, in Kimi's words; all accounts here that are, in order."""
+        ...
 
     async def listen(self, on_wake: Callable[[], None]) -> str:
         """Call ``on_wake`` when another process wakes this one; the address under which it does."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from kimi_async.budgets import Charge, Denial, Lesson
@@ -48,13 +48,27 @@ class Pending(deque[Told | Asked | Look]):
             told.append(one)
         return told
 
-    def turn_away(self, exc: Exception, *, patient: bool = False) -> None:
-        """Whoever asks gets an error, but for requests that would rather wait. What has happened stays in any case."""
-        stays = (Told, Asked) if patient else Told
+    def turn_away(self, exc: Exception, *, but_requests: bool = False) -> None:
+        """Whoever asks gets an error, maybe with the exception of requests. What has happened stays in any case."""
+        stays = (Told, Asked) if but_requests else Told
         asking = [one.answer for one in self if not isinstance(one, Told) and not isinstance(one, stays)]
-        staying = [one for one in self if isinstance(one, stays)]
-        self.clear()
-        self.extend(staying)
+        self.keep(one for one in self if isinstance(one, stays))
         for answer in asking:
             if answer is not None and not answer.done():
                 answer.set_exception(exc)
+
+    def only_looks(self) -> bool:
+        """Whether nothing has happened and nobody wants in."""
+        return all(isinstance(one, Look) for one in self)
+
+    def asked(self) -> list[Asked]:
+        """Requests that want in, which leave the queue."""
+        asked = [one for one in self if isinstance(one, Asked) and not one.answer.done()]
+        self.keep(one for one in self if not isinstance(one, Asked))
+        return asked
+
+    def keep(self, some: "Iterable[Told | Asked | Look]") -> None:
+        """Forget all but these."""
+        kept = list(some)
+        self.clear()
+        self.extend(kept)

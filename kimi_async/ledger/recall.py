@@ -84,7 +84,7 @@ def _add_processes(replica: Replica, known: Replica, teller: str) -> None:
     for name, process in known.processes.items():
         if name != teller and name in replica.processes:
             continue  # it says for itself what it knows
-        for charge in replica.processes.pop(name, Process("", 0.0)).charges.values():
+        for charge in replica.processes.pop(name, Process("", 0.0, 0.0)).charges.values():
             _count(replica.books, charge, -1)
         replica.processes[name] = replace(process)
         for charge in process.charges.values():

@@ -33,6 +33,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
+from kimi_async.budgets import Room
 from kimi_async.errors import ConfigurationError, LedgerUnavailable
 
 from .journal import TIGHTENING, Line, Read
@@ -94,6 +95,7 @@ class RedisJournal:
         self._run: bytes | None = None
         self._settled = 0.0
         self._clock, self._received = 0.0, 0.0
+        self._reserved = -1, 0, 0
         self._listening: asyncio.Task[None] | None = None
         self._waking: set[asyncio.Task[None]] = set()
 
@@ -104,24 +106,33 @@ class RedisJournal:
         """The server's clock when it last answered, and what has passed since the answer came."""
         return self._clock + (time.monotonic() - self._received) * (1 - DRIFT) if self._received else 0.0
 
-    async def append(self, last: int, process: str, lines: list[Line], *, unless_tightened: bool) -> Read:
+    async def append(self, last: int, process: str, lines: list[Line], room: Room | None = None) -> Read:
         """Enter lines, all or none, and read what others entered since."""
-        if unless_tightened and not await self._has_settled():
+        if room is not None and not await self._has_settled():
             read = await self._append(last, process, [])
             if not (read.lost or read.entries):
                 await asyncio.sleep(max(self._settled - time.monotonic(), 0.0))
             return read
         was_open = self._is_open()
         try:
-            return await self._append(last, process, lines, unless_tightened=unless_tightened)
+            return await self._append(last, process, lines, room)
         except LedgerUnavailable as exc:
             if not was_open or not isinstance(exc.__cause__, ConnectionError):
                 raise
-        return await self._append_again(last, process, lines, unless_tightened=unless_tightened)
+        return await self._append_again(last, process, lines, room)
 
     async def prune(self, state: State) -> None:
         """Keep the state, and forget entries before the state that was kept before."""
-        await self._evaluate(_PRUNE, state["last"], json.dumps(state))
+        await self._translated(self._read_and_run(0, _PRUNE, state["last"], json.dumps(state)))
+
+    async def claim(self, organization: str) -> list[str]:
+        """Keep that the account is this organization's; all accounts of the server that are.
+
+        Accounts may live on several nodes of a cluster, so the key that they have in common has a connection of its
+        own.
+        """
+        names = await self._translated(self._claim(f"kimi_async:organization:{organization}", {}))
+        return sorted(name.decode() for name in names)
 
     async def listen(self, on_wake: Callable[[], None]) -> str:
         """Subscribe to a channel of our own; being cut off from it is a wake-up too."""
@@ -152,35 +163,59 @@ class RedisJournal:
 
     # -- entering -----------------------------------------------------------------------------------------------
 
-    async def _append(self, last: int, process: str, lines: list[Line], *, unless_tightened: bool = False) -> Read:
-        tightening = [n for n, (operation, _) in enumerate(lines, start=1) if operation in TIGHTENING]
+    async def _append(self, last: int, process: str, lines: list[Line], room: Room | None = None) -> Read:
         written = [json.dumps([process, *line], separators=(",", ":")) for line in lines]
-        reply = await self._evaluate(_APPEND, last, max(tightening, default=0), int(unless_tightened), *written)
-        clock, first, lost, snapshot, entries = reply
-        self._clock, self._received = int(clock) / 1e6, time.monotonic()
-        own = [_entry(int(first) + n, process, *line) for n, line in enumerate(lines)] if int(first) else []
-        others = [_entry(int(id_.partition(b"-")[0]), *json.loads(fields[1])) for id_, fields in entries]
+        unread, reply = await self._translated(
+            self._read_and_run(last, _APPEND, last, *_taken(lines), *self._allowed(last, room), *written)
+        )
+        numbers, anew = reply
+        clock, first, before, reserved, tokens, lost = map(int, numbers.split())
+        self._clock, self._received = clock / 1e6, time.monotonic()
+        snapshot, found = (None, await self._up_to(before, last, unread)) if anew is None else anew
+        own = [_entry(first + n, process, *line) for n, line in enumerate(lines)] if first else []
+        entries = [_entry(_number(id_), *json.loads(fields[1])) for id_, fields in found] + own
+        self._reserved = own[-1].id if own else before, reserved, tokens
         state = None if snapshot is None else json.loads(snapshot)
-        return Read(state, others + own, appended=bool(own), lost=bool(lost))
+        return Read(state, entries, appended=bool(own), lost=bool(lost))
 
-    async def _append_again(self, last: int, process: str, lines: list[Line], *, unless_tightened: bool) -> Read:
+    def _allowed(self, last: int, room: Room | None) -> tuple[int, int]:
+        """What may have been reserved in all; nothing if we do not know how much it was when we read last."""
+        if room is None:
+            return -1, -1
+        at, reserved, tokens = self._reserved
+        return (reserved + room.requests, tokens + room.tokens) if at == last else (0, 0)
+
+    async def _up_to(self, before: int, last: int, unread: list[Any]) -> list[Any]:
+        """What was read before the script ran may lack what others entered in between."""
+        seen: bytes = unread[-1][0] if unread else f"{last}-0".encode()
+        if _number(seen) >= before:
+            return unread
+        more: list[Any] = await self._translated(self._call(*self._range(seen, f"{before}-0")))
+        if not more or more[0][0] != seen:
+            raise LedgerUnavailable(f"{self._place} has pruned what was to be read; try again")
+        return unread + more[1:]
+
+    def _range(self, first: str | bytes, last: str) -> tuple[str | bytes, ...]:
+        return "XRANGE", f"{self._tag}:journal", first, last
+
+    async def _append_again(self, last: int, process: str, lines: list[Line], room: Room | None) -> Read:
         """After a connection broke: nobody knows whether the lines are in the journal, so see."""
         read = await self._append(last, process, [])
         own = [place for place, entry in enumerate(read.entries, start=1) if entry.process == process]
         entered = [(entry.operation, entry.detail) for entry in read.entries if entry.process == process]
         if lines and entered[-len(lines) :] == lines:
             return read._replace(entries=read.entries[: own[-1]], appended=True)
-        return await self._append(last, process, lines, unless_tightened=unless_tightened)
+        return await self._append(last, process, lines, room)
 
-    async def _evaluate(self, script: _Script, *arguments: object) -> Any:
+    async def _read_and_run(self, last: int, script: _Script, *arguments: object) -> tuple[list[Any], Any]:
+        """The entries after one, and what a script returns that runs right after they were read."""
         keys = (2, f"{self._tag}:journal", f"{self._tag}:account")
-        return await self._translated(self._run_script(script, *keys, *arguments))
-
-    async def _run_script(self, script: _Script, *arguments: object) -> Any:
+        first = [self._range(f"({last}-0", "+")] if last else []
         try:
-            return await self._call("EVALSHA", script.digest, *arguments)
+            replies = await self._call_all(*first, ("EVALSHA", script.digest, *keys, *arguments))
         except NoScriptError:
-            return await self._call("EVAL", script.text, *arguments)
+            replies = await self._call_all(*first, ("EVAL", script.text, *keys, *arguments))
+        return replies[0] if first else [], replies[-1]
 
     async def _translated(self, work: Awaitable[Any]) -> Any:
         try:
@@ -202,17 +237,33 @@ class RedisJournal:
         return self._connection is not None and self._connection.is_connected
 
     async def _call(self, *command: object) -> Any:
+        return (await self._call_all(command))[0]
+
+    async def _call_all(self, *commands: tuple[object, ...]) -> list[Any]:
         async with self._one_at_a_time:
             try:
-                return await _ask(await self._connected(), *command)
+                return await _ask_all(await self._connected(), *commands)
             except MovedError as moved:
                 await self._follow(moved)
-                return await _ask(await self._connected(), *command)
+                return await _ask_all(await self._connected(), *commands)
+
+    async def _claim(self, key: str, place: dict[str, Any]) -> list[bytes]:
+        connection = self._connections.connection_class(**self._connections.connection_kwargs | place)
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]
+            await _ask(connection, "SADD", key, self._account)
+            names: list[bytes] = await _ask(connection, "SMEMBERS", key)
+        except MovedError as moved:
+            there = _place_of(moved)
+        else:
+            return names
+        finally:
+            await connection.disconnect(nowait=True)
+        return await self._claim(key, there)
 
     async def _follow(self, moved: MovedError) -> None:
         """Turn to the node of a cluster that has the account's keys."""
-        there = {"host": moved.host, "port": moved.port} if moved.host else {"port": moved.port}
-        self._connections.connection_kwargs.update(there)
+        self._connections.connection_kwargs.update(_place_of(moved))
         await self._disconnect()
         self._run = None
 
@@ -300,8 +351,38 @@ class RedisJournal:
 
 
 async def _ask(connection: AbstractConnection, *command: object) -> Any:
-    await connection.send_command(*command, check_health=False)
-    return await connection.read_response()
+    return (await _ask_all(connection, command))[0]
+
+
+def _place_of(moved: MovedError) -> dict[str, Any]:
+    return {"host": moved.host, "port": moved.port} if moved.host else {"port": moved.port}
+
+
+async def _ask_all(connection: AbstractConnection, *commands: tuple[object, ...]) -> list[Any]:
+    """Send all, then read all replies, so that an error leaves none for who asks next."""
+    packed = connection.pack_commands(commands)  # type: ignore[arg-type]
+    await connection.send_packed_command(packed, check_health=False)
+    replies: list[Any] = []
+    for _ in commands:
+        try:
+            replies.append(await connection.read_response())
+        except ResponseError as exc:
+            replies.append(exc)
+    for reply in replies:
+        if isinstance(reply, ResponseError):
+            raise reply
+    return replies
+
+
+def _taken(lines: list[Line]) -> tuple[int, int, int]:
+    """For the script: how far lines may leave less room, reservations aside; requests and tokens that they reserve."""
+    tightening = [n for n, (what, _) in enumerate(lines, start=1) if what in TIGHTENING and what != "reserve"]
+    reserved = [int(str(detail.get("tokens", 0))) for what, detail in lines if what == "reserve"]
+    return max(tightening, default=0), len(reserved), sum(reserved)
+
+
+def _number(id_: bytes) -> int:
+    return int(id_.partition(b"-")[0])
 
 
 def _entry(number: int, process: str, operation: Any, detail: dict[str, object]) -> Entry:

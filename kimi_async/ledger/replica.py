@@ -11,13 +11,14 @@ So nobody is more than one request ahead of another who waits.
 Pure arithmetic: times are arguments, in seconds of the journal's clock.
 """
 
+import math
 from collections.abc import Iterator
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, TypeVar
 
-from kimi_async.budgets import Budgets, Charge, Denial, Lesson
-from kimi_async.limits import Cost, RateLimits
+from kimi_async.budgets import Budgets, Charge, Denial, Lesson, Room
+from kimi_async.limits import Cost, RateLimits, Usage
 from kimi_async.refusal import Refusal
 from kimi_async.window import Log
 
@@ -27,6 +28,11 @@ LEASE = 30.0
 PATIENCE = 3.0
 """Seconds after which a process that stands in line and gave no sign of life is passed over; each gives one every
 ``TURN``."""
+
+OUTAGE = 2 * LEASE / 3
+"""Seconds without any entry after which silence proves nothing. A process with something at stake enters every third
+of a lease that it lives, so either there was none, or the journal was away; who lives then has ``PATIENCE`` to say so.
+"""
 
 TURN = 1.0
 """Seconds between two looks of a process whose turn has not come, if no other process wakes it before."""
@@ -75,11 +81,13 @@ class Process:
     Attributes:
         address: how others wake it.
         seen: its last sign of life.
+        joined: its first.
         charges: the reservations that it holds, by the number of the entry that made them.
     """
 
     address: str
     seen: float
+    joined: float
     charges: dict[int, Charge] = field(default_factory=dict)
 
 
@@ -112,11 +120,17 @@ class Replica:
         self.configured: RateLimits | None = None
         self.processes: dict[str, Process] = {}
         self.line: dict[str, None] = {}
+        self.organization: str | None = None
+        self.entries = 0
         self.last = 0
         self.now = 0.0
+        self.resumed = -math.inf
 
     def apply(self, entry: Entry) -> Lesson | None:
         """Let an entry take effect; the lesson, if it is a refusal's."""
+        if entry.at - self.now > OUTAGE:
+            self.resumed = entry.at
+        self.entries += 1
         self.last, self.now = entry.id, entry.at
         self.books.denial(entry.at, Cost(0))  # what the clock does to the books, it does here, for all alike
         if entry.operation == "recall":
@@ -125,7 +139,7 @@ class Replica:
             recall(self, entry.detail, entry.process, entry.at)
         process = self.processes.get(entry.process)
         if entry.operation == "join":
-            process = self.processes[entry.process] = Process(str(entry.detail["address"]), entry.at)
+            process = self.processes[entry.process] = Process(str(entry.detail["address"]), entry.at, entry.at)
         elif entry.operation == "limits":
             self._configure(RateLimits(**entry.detail))  # type: ignore[arg-type]
         elif entry.operation == "pause":
@@ -173,7 +187,9 @@ class Replica:
         if entry.operation == "cancel":
             self.books.cancel(charge)
         elif entry.operation == "refuse":
-            return self.books.refuse(entry.at, charge, _refusal(entry.detail))
+            refusal = _refusal(entry.detail)
+            self.organization = refusal.organization or self.organization
+            return self.books.refuse(entry.at, charge, refusal)
         else:
             self._end(charge, entry.at, answered=bool(entry.detail["answered"]))
         return None
@@ -201,6 +217,8 @@ class Replica:
 
     def departed(self, now: float) -> Iterator[tuple[Operation, str]]:
         """What is to be entered about processes that show no life: they are passed over, and then dead."""
+        if now - self.now > OUTAGE or now - self.resumed <= PATIENCE:
+            return
         for name, process in self.processes.items():
             silence = now - process.seen
             if silence > LEASE:
@@ -208,15 +226,31 @@ class Replica:
             elif silence > PATIENCE and name in self.line:
                 yield "pass", name
 
+    def dead(self, now: float) -> list[Process]:
+        """Processes whose lease has ended: whoever asks next finds that, and gets their slots."""
+        return [process for process in self.processes.values() if now - process.seen > LEASE]
+
+    def usage(self, now: float) -> Usage:
+        """How much of each budget is taken, without the slots of the dead."""
+        usage = self.books_at(now).usage(now)
+        slots = usage.concurrency.used - sum(len(process.charges) for process in self.dead(now))
+        return replace(usage, concurrency=replace(usage.concurrency, used=slots))
+
+    def alive(self, now: float) -> bool:
+        """Whether a process has shown life lately."""
+        return len(self.dead(now)) < len(self.processes)
+
     def first(self) -> str | None:
         """The process whose turn it is; None where nobody waits."""
         return next(iter(self.line), None)
 
-    def denial(self, now: float, process: str, cost: Cost) -> Denial | None:
-        """Why this process may not reserve now; None if it may."""
+    def verdict(self, now: float, process: str, cost: Cost) -> Room | Denial:
+        """Why this process may not reserve now; if it may, what others may reserve besides."""
         if self.first() not in {None, process}:
             return Denial("turn", TURN)
-        return self.books_at(now).denial(max(now, self.now), cost)
+        books = self.books_at(now)
+        denial = books.denial(max(now, self.now), cost)
+        return books.room_beside(cost.tokens) if denial is None else denial
 
     def books_at(self, now: float) -> Budgets:
         """The books to be asked what holds at ``now``. Asking changes them, so these are a copy.

@@ -37,11 +37,14 @@ def dump(replica: Replica) -> State:
     ]
     probes = [charge["number"] for charge, one in zip(charges, _charges(replica), strict=True) if one is books.probe]
     return {
+        "organization": replica.organization,
+        "entries": replica.entries,
         "last": replica.last,
         "now": replica.now,
+        "resumed": None if math.isinf(replica.resumed) else replica.resumed,
         "configured": None if replica.configured is None else asdict(replica.configured),
         "limits": asdict(books.limits),
-        "processes": {name: [process.address, process.seen] for name, process in replica.processes.items()},
+        "processes": {name: [one.address, one.seen, one.joined] for name, one in replica.processes.items()},
         "line": list(replica.line),
         "charges": charges,
         "probe": probes[0] if probes else None,
@@ -60,9 +63,11 @@ def dump(replica: Replica) -> State:
 def restore(state: State) -> Replica:
     """The replica that ``dump`` wrote down."""
     replica = Replica()
+    replica.organization, replica.entries = state["organization"], state["entries"]
     replica.last, replica.now = state["last"], state["now"]
+    replica.resumed = -math.inf if state["resumed"] is None else state["resumed"]
     replica.configured = None if state["configured"] is None else RateLimits(**state["configured"])
-    replica.processes = {name: Process(address, seen) for name, (address, seen) in state["processes"].items()}
+    replica.processes = {name: Process(*fields) for name, fields in state["processes"].items()}
     replica.line = dict.fromkeys(state["line"])
     books = replica.books = Budgets(RateLimits(**state["limits"]))
     books._set_guard(state["guard"])

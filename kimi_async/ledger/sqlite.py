@@ -1,6 +1,12 @@
 """A journal in a SQLite file, for the processes of one machine.
 
-One transaction an entry, or a few of them, in a thread of its own. Processes wake each other with datagrams on
+One transaction an entry, or a few of them, in a thread of its own.
+
+**The clock.** Unix time may be set forward or back at any moment; windows and leases must not follow. So the journal's
+clock is the one that counts seconds since the machine's boot, which is the same for all processes, plus an offset that
+is set to show Unix time with the first entry of each boot.
+
+Processes wake each other with datagrams on
 loopback, which may be lost: then they look again after a second.
 """
 
@@ -9,15 +15,17 @@ import json
 import os
 import sqlite3
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from kimi_async.budgets import Room
 from kimi_async.errors import ConfigurationError, LedgerUnavailable
 
-from .journal import TIGHTENING, Line, Read
+from .journal import TIGHTENING, Line, Read, tightened
 from .replica import Entry
 from .snapshot import State
 
@@ -31,14 +39,14 @@ SCHEMA_VERSION = 1
 BUSY = 10.0
 """Seconds that a transaction waits for those of other processes, which take a tenth of a millisecond each."""
 
-STEP = 1.0
-"""Seconds by which the system's clock must have fallen behind the last entry to have been set back. The journal's goes
-on from that entry then, and stays ahead of the system's: did it wait instead, so would everybody."""
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+"""Where Linux names the machine's boot (random(4))."""
 
 _SCHEMA = """
 CREATE TABLE account (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, last INTEGER NOT NULL DEFAULT 0,
-                      at REAL NOT NULL DEFAULT 0, ahead REAL NOT NULL DEFAULT 0, tight INTEGER NOT NULL DEFAULT 0,
-                      pruned INTEGER NOT NULL DEFAULT 0, snapshot TEXT);
+                      at REAL NOT NULL DEFAULT 0, boot TEXT, offset REAL NOT NULL DEFAULT 0,
+                      tight INTEGER NOT NULL DEFAULT 0, pruned INTEGER NOT NULL DEFAULT 0, snapshot TEXT,
+                      organization TEXT);
 CREATE TABLE journal (account INTEGER NOT NULL, id INTEGER NOT NULL, at REAL NOT NULL, process TEXT NOT NULL,
                       operation TEXT NOT NULL, detail TEXT NOT NULL, PRIMARY KEY (account, id)) WITHOUT ROWID;
 """
@@ -64,20 +72,21 @@ class SQLiteJournal:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kimi_async ledger")
         self._connection: sqlite3.Connection | None = None
         self._number = 0
+        self._boot = _boot()
         self._socket: asyncio.DatagramTransport | None = None
         self._at = 0.0
-        self._ahead = 0.0
+        self._offset = time.time() - _since_boot()
 
     def __repr__(self) -> str:
         return f"<SQLiteJournal {self._path}, account {self._account!r}>"
 
     def now(self) -> float:
-        """Unix time, or ahead of it if that was set back; never behind an entry that was read."""
-        return max(self._at, time.time() + self._ahead)
+        """Unix time, or what it was before somebody set it; never behind an entry that was read."""
+        return max(self._at, _since_boot() + self._offset)
 
-    async def append(self, last: int, process: str, lines: list[Line], *, unless_tightened: bool) -> Read:
+    async def append(self, last: int, process: str, lines: list[Line], room: Room | None = None) -> Read:
         """Enter lines, all or none, and read what others entered since."""
-        read = await self._run(lambda: self._append(last, process, lines, unless_tightened=unless_tightened))
+        read = await self._run(lambda: self._append(last, process, lines, room))
         if read.entries:
             self._at = max(self._at, read.entries[-1].at)
         return read
@@ -85,6 +94,10 @@ class SQLiteJournal:
     async def prune(self, state: State) -> None:
         """Keep the state, and forget entries before the state that was kept before."""
         await self._run(lambda: self._prune(state))
+
+    async def claim(self, organization: str) -> list[str]:
+        """Keep that the account is this organization's; all accounts of the file that are."""
+        return await self._run(lambda: self._claim(organization))
 
     async def listen(self, on_wake: Callable[[], None]) -> str:
         """Receive datagrams on a free port of loopback."""
@@ -160,7 +173,7 @@ class SQLiteJournal:
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         """Make a ledger of an empty file, and see that the account is in it."""
-        connection.execute("PRAGMA journal_mode = WAL")
+        self._write_ahead(connection)
         connection.execute("PRAGMA synchronous = NORMAL")
         with _immediate(connection):
             (application,) = connection.execute("PRAGMA application_id").fetchone()
@@ -173,29 +186,42 @@ class SQLiteJournal:
             query = "SELECT number FROM account WHERE name = ?"
             (self._number,) = connection.execute(query, (self._account,)).fetchone()
 
-    def _append(self, last: int, process: str, lines: list[Line], *, unless_tightened: bool) -> Read:
+    def _write_ahead(self, connection: sqlite3.Connection) -> None:
+        """Change the file's mode, which does not wait for other connections by itself as transactions do."""
+        deadline = time.monotonic() + self._busy
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                with _immediate(connection):
+                    pass  # whoever is writing has finished
+            else:
+                return
+
+    def _append(self, last: int, process: str, lines: list[Line], room: Room | None) -> Read:
         connection = self._open()
         with _immediate(connection) if lines else _deferred(connection):
-            query = "SELECT last, at, ahead, tight, pruned FROM account WHERE number = ?"
-            newest, at, self._ahead, tight, pruned = connection.execute(query, (self._number,)).fetchone()
-            barred = unless_tightened and tight > last
+            query = "SELECT last, at, boot, offset, tight, pruned FROM account WHERE number = ?"
+            newest, at, boot, offset, tight, pruned = connection.execute(query, (self._number,)).fetchone()
+            self._offset = offset if boot == self._boot else max(at, time.time()) - _since_boot()
+            stale = room is not None and tight > last
             snapshot: State | None = self._snapshot(connection) if last < pruned else None
             last = last if snapshot is None else snapshot["last"]
             entries = self._after(connection, last) if newest > last else []
-            if barred or not lines:
+            if not lines or (stale and (snapshot is not None or tightened(entries, room or Room()))):
                 return Read(snapshot, entries, appended=False)
-            if time.time() + self._ahead < at - STEP:
-                self._ahead = at - time.time()
-            at = max(at, time.time() + self._ahead)
+            at = max(at, _since_boot() + self._offset)
             own = [Entry(newest + n, at, process, *line) for n, line in enumerate(lines, start=1)]
             connection.executemany(
                 "INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?)",
                 [(self._number, entry.id, at, process, entry.operation, json.dumps(entry.detail)) for entry in own],
             )
-            tightened = [entry.id for entry in own if entry.operation in TIGHTENING]
+            tightening = [entry.id for entry in own if entry.operation in TIGHTENING]
             connection.execute(
-                "UPDATE account SET last = ?, at = ?, ahead = ?, tight = ? WHERE number = ?",
-                (own[-1].id, at, self._ahead, max(tightened, default=tight), self._number),
+                "UPDATE account SET last = ?, at = ?, boot = ?, offset = ?, tight = ? WHERE number = ?",
+                (own[-1].id, at, self._boot, self._offset, max(tightening, default=tight), self._number),
             )
         return Read(snapshot, entries + own, appended=True)
 
@@ -223,10 +249,30 @@ class SQLiteJournal:
             )
             connection.execute("DELETE FROM journal WHERE account = ? AND id <= ?", (self._number, before))
 
+    def _claim(self, organization: str) -> list[str]:
+        connection = self._open()
+        with _immediate(connection):
+            connection.execute("UPDATE account SET organization = ? WHERE number = ?", (organization, self._number))
+            query = "SELECT name FROM account WHERE organization = ? ORDER BY name"
+            return [name for (name,) in connection.execute(query, (organization,))]
+
     def _close(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _since_boot() -> float:
+    """Seconds since the machine's boot, its sleep included where the system counts that."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+def _boot() -> str:
+    """A name of this boot of the machine; of this process, where the system gives no other."""
+    try:
+        return BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        return uuid.uuid4().hex
 
 
 @contextmanager

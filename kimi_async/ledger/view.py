@@ -16,6 +16,7 @@ class Participant:
         seen: seconds since its last sign of life.
         slots: requests that it has under way.
         pending: those of them that have not left yet.
+        dead: whether its lease has ended; its slots are free for whoever asks next.
         place: its place in the account's line, from 1; None if it does not wait.
     """
 
@@ -23,6 +24,7 @@ class Participant:
     seen: float
     slots: int
     pending: int
+    dead: bool
     place: int | None
 
 
@@ -35,6 +37,7 @@ class AccountView:
         limits: those in force.
         learned: limits that refusals have lowered, by budget.
         pauses: budgets that are closed, with the seconds that they stay so.
+        organization: the account's name at Kimi, once a refusal has said it.
         usage: how much of each budget is taken.
         participants: the processes that share it.
     """
@@ -43,6 +46,7 @@ class AccountView:
     limits: RateLimits
     learned: dict[Budget, int]
     pauses: dict[Budget, float]
+    organization: str | None
     usage: Usage
     participants: tuple[Participant, ...]
 
@@ -56,14 +60,24 @@ def view(replica: Replica, now: float) -> AccountView:
         if configured is not None and in_force != getattr(configured, budget):
             learned[budget] = in_force
     places = {name: place for place, name in enumerate(replica.line, start=1)}
+    dead = replica.dead(now)
     participants = tuple(
         Participant(
             name,
             max(now - process.seen, 0.0),
             len(process.charges),
             sum(charge.state == "pending" for charge in process.charges.values()),
+            process in dead,
             places.get(name),
         )
         for name, process in replica.processes.items()
     )
-    return AccountView(configured, books.limits, learned, books.paused(now), books.usage(now), participants)
+    return AccountView(
+        configured=configured,
+        limits=books.limits,
+        learned=learned,
+        pauses=books.paused(now),
+        organization=replica.organization,
+        usage=replica.usage(now),
+        participants=participants,
+    )
