@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kimi_async.budgets import UNBOUNDED, Budgets, Charge, Room
+from kimi_async.ledger import file, sqlite
 from kimi_async.ledger.redis import RedisJournal
 from kimi_async.ledger.sqlite import SQLiteJournal
 from kimi_async.limits import Cost, RateLimits
@@ -20,9 +21,18 @@ pytestmark = pytest.mark.real_time
 ACCOUNTS = map("room {}".format, itertools.count())
 
 
+def own_file(path, busy):
+    """A connection that no other journal has, though it is in the same process."""
+    opened = file.LedgerFile(path, busy=busy)
+    opened.users = 1
+    return opened
+
+
 @pytest.fixture(params=["fake", "sqlite", "valkey"])
-async def journals(request, tmp_path):
+async def journals(request, tmp_path, monkeypatch):
     """Makes journals of one account, each as another process would."""
+    monkeypatch.setattr(file, "SETTLING", 0.0)
+    monkeypatch.setattr(sqlite, "shared_file", own_file)
     made, shelf, account = [], Shelf(), next(ACCOUNTS)
     url = request.getfixturevalue("valkey").url if request.param == "valkey" else None
 

@@ -6,50 +6,63 @@ One transaction an entry, or a few of them, in a thread of its own.
 clock is the one that counts seconds since the machine's boot, which is the same for all processes, plus an offset that
 is set to show Unix time with the first entry of each boot.
 
-Processes wake each other with datagrams on
-loopback, which may be lost: then they look again after a second.
+**A file that forgets.** Somebody may remove it or put back an older copy (`kimi_async.ledger.file`). Every entry's id
+is a stamp, microseconds of the journal's clock, that no other ever had; so a process that asks for what came after an
+entry learns whether the file holds it, and enters what it knows. It looks every tenth of a second whether it must. In
+a file that is new, or in another place than before, nobody reserves for half a second, so that it comes in time.
+
+Processes wake each other with datagrams on loopback, which may be lost: then they look again after a second.
 """
 
 import asyncio
 import json
-import os
+import math
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from kimi_async.budgets import Room
 from kimi_async.errors import ConfigurationError, LedgerUnavailable
 
+from .file import BUSY, WATCH, shared_file
 from .journal import TIGHTENING, Line, Read, tightened
-from .replica import Entry
+from .replica import Entry, Operation
 from .snapshot import State
 
 Result = TypeVar("Result")
 
-APPLICATION_ID = 0x4B696D69
-"""``Kimi`` in the file's header: what tells our files from others (https://www.sqlite.org/fileformat.html)."""
-
-SCHEMA_VERSION = 1
-
-BUSY = 10.0
-"""Seconds that a transaction waits for those of other processes, which take a tenth of a millisecond each."""
-
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 """Where Linux names the machine's boot (random(4))."""
 
-_SCHEMA = """
-CREATE TABLE account (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, last INTEGER NOT NULL DEFAULT 0,
-                      at REAL NOT NULL DEFAULT 0, boot TEXT, offset REAL NOT NULL DEFAULT 0,
-                      tight INTEGER NOT NULL DEFAULT 0, pruned INTEGER NOT NULL DEFAULT 0, snapshot TEXT,
-                      organization TEXT);
-CREATE TABLE journal (account INTEGER NOT NULL, id INTEGER NOT NULL, at REAL NOT NULL, process TEXT NOT NULL,
-                      operation TEXT NOT NULL, detail TEXT NOT NULL, PRIMARY KEY (account, id)) WITHOUT ROWID;
-"""
+LASTING: frozenset[Operation] = frozenset({"part", "recall"})
+"""Operations that nobody may be there to repeat, so they survive a power cut."""
+
+
+class _Account(NamedTuple):
+    """What the file knows about an account.
+
+    Attributes:
+        number: by which the journal knows it; 0 if the file does not.
+        last: its last entry.
+        boot: of the machine, when that was entered.
+        offset: from that boot's clock to the journal's.
+        tight: the last entry that may leave less room.
+        kept: the last one that the snapshot knows.
+        pruned: entries before this one are gone.
+    """
+
+    number: int = 0
+    last: int = 0
+    boot: str | None = None
+    offset: float = 0.0
+    tight: int = 0
+    kept: int = 0
+    pruned: int = 0
 
 
 class SQLiteJournal:
@@ -68,12 +81,13 @@ class SQLiteJournal:
     def __init__(self, path: Path, account: str, *, busy: float = BUSY) -> None:
         self._path = path
         self._account = account
-        self._busy = busy
+        self._file = shared_file(path, busy)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kimi_async ledger")
-        self._connection: sqlite3.Connection | None = None
-        self._number = 0
+        self._opened = 0
         self._boot = _boot()
         self._socket: asyncio.DatagramTransport | None = None
+        self._watching: asyncio.TimerHandle | None = None
+        self._closed = False
         self._at = 0.0
         self._offset = time.time() - _since_boot()
 
@@ -87,8 +101,12 @@ class SQLiteJournal:
     async def append(self, last: int, process: str, lines: list[Line], room: Room | None = None) -> Read:
         """Enter lines, all or none, and read what others entered since."""
         read = await self._run(lambda: self._append(last, process, lines, room))
+        if read.lost:
+            self._at = 0.0
         if read.entries:
             self._at = max(self._at, read.entries[-1].at)
+        elif room is not None and not (read.lost or read.snapshot):
+            await asyncio.sleep(self._file.settling())
         return read
 
     async def prune(self, state: State) -> None:
@@ -111,6 +129,7 @@ class SQLiteJournal:
             self._socket, _ = await loop.create_datagram_endpoint(Receiver, local_addr=("127.0.0.1", 0))
         except OSError as exc:
             raise LedgerUnavailable(f"no port of loopback to be woken on: {exc}") from exc
+        self._watch(on_wake)
         return str(self._socket.get_extra_info("sockname")[1])
 
     def wake(self, address: str) -> None:
@@ -118,13 +137,23 @@ class SQLiteJournal:
         if self._socket is not None and address.isdecimal():
             self._socket.sendto(b"!", ("127.0.0.1", int(address)))
 
+    def _watch(self, on_wake: Callable[[], None]) -> None:
+        """What a process knows it is to enter soon, even if it has no other reason to look."""
+        with suppress(OSError):  # which the next entry meets as well
+            if self._file.opened != self._opened or self._file.is_replaced():
+                on_wake()
+        self._watching = asyncio.get_running_loop().call_later(WATCH, self._watch, on_wake)
+
     async def aclose(self) -> None:
         """Close the file and the socket."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._watching is not None:
+            self._watching.cancel()
         if self._socket is not None:
             self._socket.close()
-            self._socket = None
-        if self._connection is not None:
-            await self._run(self._close)
+        await self._run(self._file.release)
         self._thread.shutdown(wait=False)
 
     # -- in the thread ----------------------------------------------------------------------------------------
@@ -140,126 +169,90 @@ class SQLiteJournal:
         except (sqlite3.DatabaseError, ValueError) as exc:  # or a line of it is no JSON
             raise ConfigurationError(f"{self._path} is no ledger of kimi_async: {exc}; name another file") from exc
 
-    def _open(self) -> sqlite3.Connection:
-        if self._connection is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(FileExistsError):
-                os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-            self._recognize()
-            connection = sqlite3.connect(self._path, timeout=self._busy, isolation_level=None, check_same_thread=False)
-            try:
-                self._prepare(connection)
-            except BaseException:
-                connection.close()
-                raise
-            self._connection = connection
-        return self._connection
-
-    def _recognize(self) -> None:
-        """Refuse what is neither a ledger nor empty, on a connection that cannot write, so it is left as it is."""
-        uri = f"{self._path.absolute().as_uri()}?mode=ro"
-        connection = sqlite3.connect(uri, uri=True, timeout=self._busy, isolation_level=None)
-        try:
-            with _deferred(connection):
-                (application,) = connection.execute("PRAGMA application_id").fetchone()
-                (version,) = connection.execute("PRAGMA user_version").fetchone()
-                (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        finally:
-            connection.close()
-        if application != APPLICATION_ID and (application or tables):
-            raise ConfigurationError(f"{self._path} is a database of something else; name another file")
-        if application == APPLICATION_ID and version != SCHEMA_VERSION:
-            raise ConfigurationError(f"{self._path} has version {version}, this package writes {SCHEMA_VERSION}")
-
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        """Make a ledger of an empty file, and see that the account is in it."""
-        self._write_ahead(connection)
-        connection.execute("PRAGMA synchronous = NORMAL")
-        with _immediate(connection):
-            (application,) = connection.execute("PRAGMA application_id").fetchone()
-            if application != APPLICATION_ID:
-                for statement in filter(str.strip, _SCHEMA.split(";")):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            connection.execute("INSERT OR IGNORE INTO account (name) VALUES (?)", (self._account,))
-            query = "SELECT number FROM account WHERE name = ?"
-            (self._number,) = connection.execute(query, (self._account,)).fetchone()
-
-    def _write_ahead(self, connection: sqlite3.Connection) -> None:
-        """Change the file's mode, which does not wait for other connections by itself as transactions do."""
-        deadline = time.monotonic() + self._busy
-        while True:
-            try:
-                connection.execute("PRAGMA journal_mode = WAL")
-            except sqlite3.OperationalError:
-                if time.monotonic() > deadline:
-                    raise
-                with _immediate(connection):
-                    pass  # whoever is writing has finished
-            else:
-                return
-
     def _append(self, last: int, process: str, lines: list[Line], room: Room | None) -> Read:
-        connection = self._open()
-        with _immediate(connection) if lines else _deferred(connection):
-            query = "SELECT last, at, boot, offset, tight, pruned FROM account WHERE number = ?"
-            newest, at, boot, offset, tight, pruned = connection.execute(query, (self._number,)).fetchone()
-            self._offset = offset if boot == self._boot else max(at, time.time()) - _since_boot()
-            stale = room is not None and tight > last
-            snapshot: State | None = self._snapshot(connection) if last < pruned else None
-            last = last if snapshot is None else snapshot["last"]
-            entries = self._after(connection, last) if newest > last else []
-            if not lines or (stale and (snapshot is not None or tightened(entries, room or Room()))):
-                return Read(snapshot, entries, appended=False)
-            at = max(at, _since_boot() + self._offset)
-            own = [Entry(newest + n, at, process, *line) for n, line in enumerate(lines, start=1)]
-            connection.executemany(
-                "INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?)",
-                [(self._number, entry.id, at, process, entry.operation, json.dumps(entry.detail)) for entry in own],
-            )
-            tightening = [entry.id for entry in own if entry.operation in TIGHTENING]
-            connection.execute(
-                "UPDATE account SET last = ?, at = ?, boot = ?, offset = ?, tight = ? WHERE number = ?",
-                (own[-1].id, at, self._boot, self._offset, max(tightening, default=tight), self._number),
-            )
+        lasts = any(operation in LASTING for operation, _ in lines)
+        with self._file.transaction(writes=bool(lines), lasts=lasts) as connection:
+            account = self._about(connection)
+            elsewhere, self._opened = self._opened != self._file.opened, self._file.opened
+            lost = (last >= account.pruned or elsewhere) and not self._holds(connection, account, last)
+            anew = lost or last < account.pruned or last == 0
+            snapshot = self._snapshot(connection, account) if anew and account.kept else None
+            after = account.kept if anew else last
+            entries = self._after(connection, account, after) if account.last > after else []
+            stale = room is not None and account.tight > last and (snapshot is not None or tightened(entries, room))
+            if not lines or lost or stale or (room is not None and self._file.settling()):
+                return Read(snapshot, entries, appended=False, lost=lost)
+            own = self._enter(connection, account, process, lines)
         return Read(snapshot, entries + own, appended=True)
 
-    def _snapshot(self, connection: sqlite3.Connection) -> State:
+    def _about(self, connection: sqlite3.Connection) -> _Account:
+        """What is known of the account, nothing if it has no entry; and with it the clock."""
+        query = "SELECT number, last, boot, offset, tight, kept, pruned FROM account WHERE name = ?"
+        row = connection.execute(query, (self._account,)).fetchone()
+        account = _Account(*(row or ()))
+        same = account.boot == self._boot
+        self._offset = account.offset if same else max(account.last / 1e6 - _since_boot(), self._offset)
+        return account
+
+    def _holds(self, connection: sqlite3.Connection, account: _Account, last: int) -> bool:
+        if last in {0, account.last}:
+            return True
+        query = "SELECT 1 FROM journal WHERE account = ? AND id = ?"
+        return connection.execute(query, (account.number, last)).fetchone() is not None
+
+    def _snapshot(self, connection: sqlite3.Connection, account: _Account) -> State:
         query = "SELECT snapshot FROM account WHERE number = ?"
-        state: State = json.loads(connection.execute(query, (self._number,)).fetchone()[0])
+        state: State = json.loads(connection.execute(query, (account.number,)).fetchone()[0])
         return state
 
-    def _after(self, connection: sqlite3.Connection, last: int) -> list[Entry]:
-        query = "SELECT id, at, process, operation, detail FROM journal WHERE account = ? AND id > ? ORDER BY id"
-        rows = connection.execute(query, (self._number, last)).fetchall()
-        return [Entry(id_, at, process, operation, json.loads(detail)) for id_, at, process, operation, detail in rows]
+    def _after(self, connection: sqlite3.Connection, account: _Account, last: int) -> list[Entry]:
+        query = "SELECT id, process, operation, detail FROM journal WHERE account = ? AND id > ? ORDER BY id"
+        rows = connection.execute(query, (account.number, last)).fetchall()
+        return [
+            Entry(id_, id_ / 1e6, process, operation, json.loads(detail)) for id_, process, operation, detail in rows
+        ]
+
+    def _enter(
+        self, connection: sqlite3.Connection, account: _Account, process: str, lines: list[Line]
+    ) -> list[Entry]:
+        number = account.number or self._begin_account(connection)
+        first = max(account.last + 1, math.ceil((_since_boot() + self._offset) * 1e6))
+        own = [Entry(id_, id_ / 1e6, process, *line) for id_, line in enumerate(lines, start=first)]
+        connection.executemany(
+            "INSERT INTO journal VALUES (?, ?, ?, ?, ?)",
+            [(number, entry.id, process, entry.operation, json.dumps(entry.detail)) for entry in own],
+        )
+        tightening = [entry.id for entry in own if entry.operation in TIGHTENING]
+        connection.execute(
+            "UPDATE account SET last = ?, boot = ?, offset = ?, tight = ? WHERE number = ?",
+            (own[-1].id, self._boot, self._offset, max(tightening, default=account.tight), number),
+        )
+        return own
+
+    def _begin_account(self, connection: sqlite3.Connection) -> int:
+        connection.execute("INSERT OR IGNORE INTO account (name) VALUES (?)", (self._account,))
+        query = "SELECT number FROM account WHERE name = ?"
+        number: int = connection.execute(query, (self._account,)).fetchone()[0]
+        return number
 
     def _prune(self, state: State) -> None:
-        connection = self._open()
-        with _immediate(connection):
-            query = "SELECT pruned, snapshot FROM account WHERE number = ?"
-            pruned, kept = connection.execute(query, (self._number,)).fetchone()
-            before = json.loads(kept)["last"] if kept else pruned
-            if state["last"] <= before:
-                return
+        written = json.dumps(state)
+        with self._file.transaction(writes=True, lasts=True) as connection:
+            account = self._about(connection)
+            if state["last"] <= account.kept or not self._holds(connection, account, state["last"]):
+                return  # somebody kept a later one, or the state is that of a journal which the file has lost
             connection.execute(
-                "UPDATE account SET snapshot = ?, pruned = ? WHERE number = ?",
-                (json.dumps(state), before, self._number),
+                "UPDATE account SET kept = ?, snapshot = ?, pruned = ? WHERE number = ?",
+                (state["last"], written, account.kept, account.number),
             )
-            connection.execute("DELETE FROM journal WHERE account = ? AND id <= ?", (self._number, before))
+            connection.execute("DELETE FROM journal WHERE account = ? AND id < ?", (account.number, account.kept))
 
     def _claim(self, organization: str) -> list[str]:
-        connection = self._open()
-        with _immediate(connection):
-            connection.execute("UPDATE account SET organization = ? WHERE number = ?", (organization, self._number))
+        with self._file.transaction(writes=True) as connection:
+            number = self._begin_account(connection)
+            connection.execute("UPDATE account SET organization = ? WHERE number = ?", (organization, number))
             query = "SELECT name FROM account WHERE organization = ? ORDER BY name"
             return [name for (name,) in connection.execute(query, (organization,))]
-
-    def _close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
 
 
 def _since_boot() -> float:
@@ -273,29 +266,3 @@ def _boot() -> str:
         return BOOT_ID.read_text(encoding="ascii").strip()
     except OSError:
         return uuid.uuid4().hex
-
-
-@contextmanager
-def _immediate(connection: sqlite3.Connection) -> Iterator[None]:
-    """A transaction that holds the right to write from its beginning."""
-    with _transaction(connection, "BEGIN IMMEDIATE"):
-        yield
-
-
-@contextmanager
-def _deferred(connection: sqlite3.Connection) -> Iterator[None]:
-    """A transaction that sees one state and stops nobody."""
-    with _transaction(connection, "BEGIN"):
-        yield
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
-    connection.execute(begin)
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:  # some errors have ended it already
-            connection.execute("ROLLBACK")
-        raise
