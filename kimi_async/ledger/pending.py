@@ -23,10 +23,11 @@ class Told:
 
 @dataclass(slots=True)
 class Asked:
-    """A request that wants in."""
+    """A request that wants in; ``followed`` if others wait behind it."""
 
     cost: Cost
     answer: "asyncio.Future[Charge | Denial]"
+    followed: bool = False
 
 
 @dataclass(slots=True)
