@@ -233,7 +233,7 @@ class RateLimiter:
         """Ask a ledger that takes its time, for as long as anybody is let in."""
         try:
             async with asyncio.timeout(None) as self._answering:
-                return await self.ledger.reserve(cost, followed=len(self._line) > 1)
+                return await self.ledger.reserve(cost)
         except TimeoutError:
             self._refuse_closed()
             raise

@@ -53,8 +53,8 @@ class Ledger(Protocol):
     def reserve_now(self, cost: Cost) -> Charge | Denial | None:
         """What ``reserve`` does, where it takes no waiting for others; else None."""
 
-    async def reserve(self, cost: Cost, *, followed: bool = False) -> Charge | Denial:
-        """Take all four budgets, or none and say what is missing and for how long; ``followed`` if more wait here."""
+    async def reserve(self, cost: Cost) -> Charge | Denial:
+        """Take all four budgets, or none and say what is missing and for how long."""
         ...
 
     def sent(self, charge: Charge) -> None:

@@ -61,7 +61,7 @@ class MemoryLedger:
         """Take all four budgets, or none and say what is missing and for how long."""
         return self._books.reserve(self._time(), cost)
 
-    async def reserve(self, cost: Cost, *, followed: bool = False) -> Charge | Denial:  # noqa: ARG002 - the protocol's
+    async def reserve(self, cost: Cost) -> Charge | Denial:
         """The same."""
         return self.reserve_now(cost)
 

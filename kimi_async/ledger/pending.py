@@ -23,11 +23,10 @@ class Told:
 
 @dataclass(slots=True)
 class Asked:
-    """A request that wants in; ``followed`` if others wait behind it."""
+    """A request that wants in."""
 
     cost: Cost
     answer: "asyncio.Future[Charge | Denial]"
-    followed: bool = False
 
 
 @dataclass(slots=True)

@@ -83,7 +83,7 @@ class SharedLedger:
         """None, for nothing can be decided without asking the journal; while that is away, what the share allows."""
         return self._share.reserve(self._journal.now(), cost)
 
-    async def reserve(self, cost: Cost, *, followed: bool = False) -> Charge | Denial:
+    async def reserve(self, cost: Cost) -> Charge | Denial:
         """Take all four budgets, or none and say what is missing and for how long.
 
         Raises:
@@ -92,7 +92,7 @@ class SharedLedger:
         """
         if (verdict := self.reserve_now(cost)) is not None:
             return verdict
-        asked = Asked(cost, asyncio.get_running_loop().create_future(), followed)
+        asked = Asked(cost, asyncio.get_running_loop().create_future())
         self._tell(asked)
         try:
             return await asked.answer
@@ -319,7 +319,7 @@ class SharedLedger:
             await session.bury()
             verdict = session.replica.verdict(self._journal.now(), session.process, asked.cost)
             if isinstance(verdict, Room):
-                own, _ = await session.append(self._lines_of(asked), verdict)
+                own, _ = await session.append([("reserve", {"tokens": asked.cost.tokens})], verdict)
                 if own and own[0].id in session.charges():
                     self._admit(asked, own[0])
             elif self._subscribers and session.process not in session.replica.line:
@@ -329,13 +329,6 @@ class SharedLedger:
             else:
                 await session.read()
                 has_read = True
-
-    def _lines_of(self, asked: Asked) -> list[Line]:
-        """Its reservation; and if other processes wait too, the place in their line of who comes next here."""
-        lines: list[Line] = [("reserve", {"tokens": asked.cost.tokens})]
-        if asked.followed and self._session.replica.line.keys() - {self._session.process}:
-            lines.append(("wait", {}))
-        return lines
 
     def _admit(self, asked: Asked, entry: Entry) -> None:
         charge = Charge(asked.cost.tokens, 0)
