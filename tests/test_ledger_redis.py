@@ -75,6 +75,14 @@ async def command(server, *words):
         return await client.execute_command(*words)
 
 
+async def replicate(server, other):
+    """Make one server another's replica, and return when it has all that the other has."""
+    await command(server, "REPLICAOF", "127.0.0.1", other.port)
+    async with asyncio.timeout(10):
+        while (await command(server, "INFO", "replication"))["master_link_status"] != "up":  # noqa: ASYNC110 - a server says nothing of it
+            await asyncio.sleep(0.01)
+
+
 def operations(read):
     """What the entries that were read say."""
     return [entry.operation for entry in read.entries]
@@ -456,6 +464,28 @@ async def test_a_connection_that_was_cut_is_made_again(journals, valkey):  # noq
         woken.clear()
         journal.wake(address)
         await woken.wait()
+
+
+async def test_a_server_that_was_deposed_is_left(new_valkey, ledgers):  # noqa: F811
+    """It keeps its connections and refuses to write: who connects anew is where its name leads to now."""
+    one, two = new_valkey(), new_valkey()
+    name = one.directory / "n"
+    name.symlink_to(one.path)
+    ledger, other = ledgers(f"unix://{name}"), ledgers(two.url)
+    await reserved(ledger)
+    await replicate(two, one)
+    await command(two, "REPLICAOF", "NO", "ONE")
+    await replicate(one, two)
+    name.unlink()
+    name.symlink_to(two.path)
+    with pytest.raises(LedgerUnavailable, match="read only replica"):
+        await reserved(ledger)
+    async with asyncio.timeout(5):
+        await reserved(ledger)
+        while not await command(two, "PUBSUB", "CHANNELS"):  # noqa: ASYNC110 - likewise
+            await asyncio.sleep(0.01)
+    await other.refresh()
+    assert other.usage().concurrency.used == 2
 
 
 @pytest.mark.parametrize("arrived", [True, False])
