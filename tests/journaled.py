@@ -73,13 +73,15 @@ class FakeJournal:
         """From now on nothing of this process arrives, until it is ``running`` again."""
         self.running.clear()
 
-    async def append(self, last, process, lines, room=None):
+    async def append(self, last, process, lines, room=None, *, wake=None):
         before, after, failure = self.fate()
         await asyncio.sleep(before)
         await self.running.wait()
         if failure == "before":
             raise LedgerUnavailable("before")
         read = self._append(last, process, lines, room)
+        if wake is not None:
+            self.wake(wake)
         await asyncio.sleep(after)
         await self.running.wait()
         if failure == "after":

@@ -61,8 +61,8 @@ class Reader:
     def __init__(self, journal, name):
         self.journal, self.name, self.last, self.read = journal, name, 0, []
 
-    async def append(self, *lines, room=None):
-        read = await self.journal.append(self.last, self.name, list(lines), room)
+    async def append(self, *lines, room=None, wake=None):
+        read = await self.journal.append(self.last, self.name, list(lines), room, wake=wake)
         self.read += read.entries
         self.last = self.read[-1].id if self.read else 0
         return read.appended
@@ -166,3 +166,19 @@ def test_whoever_fits_into_the_room_takes_nothing_from_us(limits, before, ours, 
     assert isinstance(books.reserve(0.0, Cost(ours)), Charge)
     if others and tokens is not None:
         assert not isinstance(books.reserve(0.0, Cost(tokens)), Charge)
+
+
+async def test_whoever_lines_are_news_to_is_woken_when_they_can_be_read(journals):
+    """Another is not."""
+    one, two, three = journals(), journals(), journals()
+    woken, spared = asyncio.Event(), asyncio.Event()
+    address = await two.listen(woken.set)
+    await three.listen(spared.set)
+    reader, writer = Reader(two, "b"), Reader(one, "a")
+    await one.listen(lambda: None)
+    await writer.append(reserve(5), wake=address)
+    async with asyncio.timeout(2):
+        await woken.wait()
+    await reader.append()
+    assert [entry.operation for entry in reader.read] == ["reserve"]
+    assert not spared.is_set()

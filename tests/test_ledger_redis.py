@@ -15,9 +15,11 @@ from redis.exceptions import ConnectionError as Disconnected
 
 from kimi_async.budgets import Room
 from kimi_async.errors import ConfigurationError, LedgerUnavailable
-from kimi_async.ledger import open_ledger, redis
-from kimi_async.ledger.redis import RedisJournal, without_password
+from kimi_async.ledger import open_ledger
+from kimi_async.ledger import server as redis_server
+from kimi_async.ledger.redis import RedisJournal
 from kimi_async.ledger.replica import Entry, Replica
+from kimi_async.ledger.server import without_password
 from kimi_async.ledger.shared import SharedLedger
 from kimi_async.ledger.snapshot import dump
 from kimi_async.limits import Cost, RateLimits
@@ -71,6 +73,14 @@ async def command(server, *words):
     """Ask a server something."""
     async with Redis.from_url(server.url) as client:
         return await client.execute_command(*words)
+
+
+async def replicate(server, other):
+    """Make one server another's replica, and return when it has all that the other has."""
+    await command(server, "REPLICAOF", "127.0.0.1", other.port)
+    async with asyncio.timeout(10):
+        while (await command(server, "INFO", "replication"))["master_link_status"] != "up":  # noqa: ASYNC110 - a server says nothing of it
+            await asyncio.sleep(0.01)
 
 
 def operations(read):
@@ -426,7 +436,7 @@ async def test_a_server_that_is_away_is_told_by_its_place(new_valkey, ledgers): 
 
 async def test_a_server_that_hangs_is_not_waited_for(new_valkey, monkeypatch):  # noqa: F811
     """Neither by a command nor by a first connection."""
-    monkeypatch.setattr(redis, "ANSWER", 0.1)
+    monkeypatch.setattr(redis_server, "ANSWER", 0.1)
     server = new_valkey()
     journal, other = RedisJournal(server.url, "account"), RedisJournal(server.url, "account")
     last = (await enter(journal, "alive")).entries[-1].id
@@ -456,16 +466,38 @@ async def test_a_connection_that_was_cut_is_made_again(journals, valkey):  # noq
         await woken.wait()
 
 
+async def test_a_server_that_was_deposed_is_left(new_valkey, ledgers):  # noqa: F811
+    """It keeps its connections and refuses to write: who connects anew is where its name leads to now."""
+    one, two = new_valkey(), new_valkey()
+    name = one.directory / "n"
+    name.symlink_to(one.path)
+    ledger, other = ledgers(f"unix://{name}"), ledgers(two.url)
+    await reserved(ledger)
+    await replicate(two, one)
+    await command(two, "REPLICAOF", "NO", "ONE")
+    await replicate(one, two)
+    name.unlink()
+    name.symlink_to(two.path)
+    with pytest.raises(LedgerUnavailable, match="read only replica"):
+        await reserved(ledger)
+    async with asyncio.timeout(5):
+        await reserved(ledger)
+        while not await command(two, "PUBSUB", "CHANNELS"):  # noqa: ASYNC110 - likewise
+            await asyncio.sleep(0.01)
+    await other.refresh()
+    assert other.usage().concurrency.used == 2
+
+
 @pytest.mark.parametrize("arrived", [True, False])
 async def test_lines_whose_answer_is_lost_are_entered_once(journals, monkeypatch, arrived):
     """The connection breaks before or after the server has done what it was asked."""
     journal, other = journals(), journals()
     last = (await enter(journal, "join")).entries[-1].id
-    ask = redis._ask_all
+    ask = redis_server._ask
     broken = []
 
     async def break_once(connection, *commands):
-        if broken or commands[-1][0] != "EVALSHA":
+        if broken or "EVALSHA" not in [command[0] for command in commands]:
             return await ask(connection, *commands)
         broken.append(commands)
         if arrived:
@@ -473,7 +505,7 @@ async def test_lines_whose_answer_is_lost_are_entered_once(journals, monkeypatch
             await enter(other, "end", last=last, process="q")
         raise Disconnected("cut off")
 
-    monkeypatch.setattr(redis, "_ask_all", break_once)
+    monkeypatch.setattr(redis_server, "_ask", break_once)
     read = await enter(journal, "reserve", "sent", last=last)
     assert broken
     assert read.appended

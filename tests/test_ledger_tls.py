@@ -9,7 +9,8 @@ import pytest
 import trustme
 
 from kimi_async.errors import LedgerUnavailable
-from kimi_async.ledger import open_ledger, redis
+from kimi_async.ledger import open_ledger
+from kimi_async.ledger import server as redis_server
 from kimi_async.limiter import RateLimiter
 from kimi_async.limits import Cost, RateLimits
 
@@ -30,7 +31,7 @@ def authority():
 @pytest.fixture
 def url_of(authority, tmp_path, monkeypatch):
     """Makes URLs of a server that it signed for. They name the file that says so."""
-    monkeypatch.setattr(redis, "ANSWER", 0.5)
+    monkeypatch.setattr(redis_server, "ANSWER", 0.5)
     trusted = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(str(trusted))
 

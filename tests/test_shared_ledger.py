@@ -147,11 +147,27 @@ async def test_heads_take_turns(shelf, seed, lost):
 
 
 async def test_a_wake_up_is_enough(shelf):
-    """The head of the other process is let in two messages after the slot came back, not a second after."""
-    one, other = process(shelf), process(shelf)
+    """The head of the other process is let in when the slot came back, not a second after, and one message says so."""
+    messages = []
+    one, other = process(shelf, wakes=lambda: messages.append("!") or 0.001), process(shelf)
     held = await one.reserve(ONE)
     waiting = asyncio.ensure_future(limiter_of(other).acquire(ONE).__aenter__())
     await asyncio.sleep(2.5)
+    messages.clear()
+    one.end(held, answered=True)
+    began = now()
+    (await waiting).cancel()
+    assert now() - began < 0.02
+    assert len(messages) == 1
+
+
+async def test_who_comes_next_unexpectedly_is_woken_as_well(shelf):
+    """He joined the line by an entry that whoever gave the slot back had not read."""
+    one, other = process(shelf), process(shelf)
+    held = await one.reserve(ONE)
+    waiting = asyncio.ensure_future(limiter_of(other).acquire(ONE).__aenter__())
+    await asyncio.sleep(0.01)
+    assert one._session.replica.first() is None
     one.end(held, answered=True)
     began = now()
     (await waiting).cancel()

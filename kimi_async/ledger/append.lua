@@ -27,27 +27,28 @@
 -- the cost depends neither on what the journal holds nor on what others entered.
 
 local journal, about = KEYS[1], KEYS[2]
-local known = ARGV[1]
+local known = tonumber(ARGV[1])
 
-if redis.call('EXISTS', journal, about) == 1 then
-  redis.call('DEL', journal, about) -- one is of no use without the other
-end
-local found = redis.call('HMGET', about, 'newest', 'tight', 'reserved', 'tokens', 'kept', 'pruned')
+local found = redis.call('HMGET', about, 'newest', 'tight', 'reserved', 'tokens', 'pruned')
 local newest, tight = tonumber(found[1] or 0), tonumber(found[2] or 0)
 local reserved, tokens = tonumber(found[3] or 0), tonumber(found[4] or 0)
-local kept, pruned = found[5], tonumber(found[6] or 0)
+local pruned = tonumber(found[5] or 0)
 
 local lost, anew, snapshot, entries = 0, false, false, {}
-if known ~= found[1] then
-  if known ~= '0' and tonumber(known) >= pruned then
-    lost = 1 - #redis.call('XRANGE', journal, known .. '-0', known .. '-0')
+if known ~= newest or known == 0 then
+  if known > 0 and known >= pruned then
+    lost = newest == 0 and 1 or 1 - #redis.call('XRANGE', journal, known, known)
   end
-  if known == '0' or tonumber(known) < pruned or lost == 1 then
+  if known == 0 or known < pruned or lost == 1 then
     anew = true
-    local first = '-'
-    if kept then
-      first = '(' .. kept .. '-0'
-      snapshot = redis.call('HGET', about, 'snapshot')
+    if redis.call('EXISTS', journal, about) == 1 then
+      redis.call('DEL', journal, about) -- one is of no use without the other
+      newest, tight, reserved, tokens = 0, 0, 0, 0
+      lost = known == 0 and 0 or 1
+    end
+    local kept, first = redis.call('HMGET', about, 'kept', 'snapshot'), '-'
+    if kept[1] then
+      first, snapshot = '(' .. kept[1], kept[2]
     end
     entries = redis.call('XRANGE', journal, first, '+')
   end
@@ -56,22 +57,22 @@ end
 local time = redis.call('TIME')
 local clock = math.max(newest, time[1] * 1000000 + time[2])
 local before, first = newest, 0
-local barred = ARGV[5] ~= '-1'
-  and (tight > tonumber(known) or reserved > tonumber(ARGV[5]) or tokens > tonumber(ARGV[6]))
+local barred = ARGV[5] ~= '-1' and (tight > known or reserved > tonumber(ARGV[5]) or tokens > tonumber(ARGV[6]))
 if #ARGV > 6 and lost == 0 and not barred then
   first = math.max(newest + 1, clock)
-  newest = first + #ARGV - 7
   for n = 7, #ARGV do
-    redis.call('XADD', journal, string.format('%.0f-0', first + n - 7), 'entry', ARGV[n])
+    newest = first + n - 7
+    if before == 0 then
+      redis.call('XADD', journal, newest, 'entry', ARGV[n])
+    elseif not redis.call('XADD', journal, 'NOMKSTREAM', newest, 'entry', ARGV[n]) then
+      redis.call('DEL', about) -- the journal is gone, and this of no use without it
+      return { { clock, 0, 0, 0, 0, 1 }, { false, {} } }
+    end
   end
   if ARGV[2] ~= '0' then
     tight = first + ARGV[2] - 1
   end
   reserved, tokens = reserved + ARGV[3], tokens + ARGV[4]
-  redis.call('HSET', about, 'newest', string.format('%.0f', newest), 'tight', string.format('%.0f', tight),
-    'reserved', string.format('%.0f', reserved), 'tokens', string.format('%.0f', tokens))
+  redis.call('HSET', about, 'newest', newest, 'tight', tight, 'reserved', reserved, 'tokens', tokens)
 end
-return {
-  string.format('%.0f %.0f %.0f %.0f %.0f %d', clock, first, before, reserved, tokens, lost),
-  anew and { snapshot, entries } or false,
-}
+return { { clock, first, before, reserved, tokens, lost }, anew and { snapshot, entries } or false }

@@ -49,7 +49,9 @@ class Journal(Protocol):
     def now(self) -> float:
         """The journal's clock in seconds, or a little less: what is stamped from now on is not earlier."""
 
-    async def append(self, last: int, process: str, lines: list[Line], room: Room | None = None) -> Read:
+    async def append(
+        self, last: int, process: str, lines: list[Line], room: Room | None = None, *, wake: str | None = None
+    ) -> Read:
         """Enter lines, all or none, and read what others entered since.
 
         Args:
@@ -58,6 +60,7 @@ class Journal(Protocol):
             lines: may be none, to only read.
             room: append nothing if entries after ``last`` may leave less room than there was when it was decided to
                 append; reservations that fit into ``room`` together do no harm. None appends in any case.
+            wake: whom the lines will be news to, see `wake`; he may also be woken if nothing was appended.
         """
         ...
 

@@ -10,7 +10,7 @@ from kimi_async.errors import ConfigurationError, LedgerUnavailable
 from kimi_async.limits import RateLimits
 
 from .journal import LOOSENING, Journal, Line, Read
-from .replica import Entry, Replica, spans
+from .replica import Entry, Operation, Replica, spans
 from .snapshot import State, dump, restore
 
 KEPT = 2_000
@@ -103,11 +103,14 @@ class Session:
         return await self._append(lines, room)
 
     async def _append(self, lines: list[Line], room: Room | None = None) -> tuple[list[Entry], dict[int, Lesson]]:
+        next_ = self._next_after(lines)
+        wake = None if next_ is None else self.replica.processes[next_].address
+        read = await self._consult(lines, room, wake)
         first = self.replica.first()
-        read = await self._consult(lines, room)
         lessons = self._take_in(read)
         own = read.entries[-len(lines) :] if read.appended else []
-        self._wake_next(first, own)
+        if own:
+            self._wake_first(first, next_, own)
         self._report(own)
         if self._is_ours_to_prune(own):
             with suppress(LedgerUnavailable):  # then it grows until the next time
@@ -118,10 +121,10 @@ class Session:
         """Whether one of our entries is the one in ``KEPT`` after which it is time: all processes count alike."""
         return bool(own) and self.replica.entries % KEPT < len(own)
 
-    async def _consult(self, lines: list[Line], room: Room | None = None) -> Read:
+    async def _consult(self, lines: list[Line], room: Room | None = None, wake: str | None = None) -> Read:
         """Enter lines, and before them what the journal has lost; whatever hangs on that is decided anew."""
         if self._known is None:
-            read = await self.journal.append(self.replica.last, self.process, lines, room)
+            read = await self.journal.append(self.replica.last, self.process, lines, room, wake=wake)
             if not read.lost:
                 return read
             self._begin_anew(read)
@@ -148,24 +151,32 @@ class Session:
         for entry in read.entries:
             if (lesson := self.replica.apply(entry)) is not None:
                 lessons[entry.id] = lesson
-            self._loosened |= entry.process != self.process or self._loosens(entry)
+            self._loosened |= entry.process != self.process or self._loosens(entry.operation)
         return lessons
 
     def _report(self, own: list[Entry]) -> None:
         loosened, self._loosened = self._loosened, False
         self._on_read(own, loosened)
 
-    def _wake_next(self, first: str | None, own: list[Entry]) -> None:
-        """Wake the process whose turn it is, if what we entered is news to it."""
+    def _next_after(self, lines: list[Line]) -> str | None:
+        """The other process whose turn it will be, as far as we have read, if these lines are news to it."""
+        gone = {self.process for what, _ in lines if what in {"reserve", "leave", "part"}}
+        gone |= {str(detail["process"]) for what, detail in lines if what in {"pass", "dead"}}
+        first = next((name for name in self.replica.line if name not in gone), None)
+        moves = first != self.replica.first() or any(self._loosens(what) for what, _ in lines)
+        return first if moves and first != self.process else None
+
+    def _wake_first(self, first: str | None, woken: str | None, own: list[Entry]) -> None:
+        """Wake the process whose turn it is, if what we entered is news to it and we have not woken it by that."""
         now_first = self.replica.first()
-        if now_first is None or now_first == self.process:
+        if now_first in {None, self.process, woken}:
             return
-        if now_first != first or any(map(self._loosens, own)):
+        if now_first != first or any(self._loosens(entry.operation) for entry in own):
             self.journal.wake(self.replica.processes[now_first].address)
 
-    def _loosens(self, entry: Entry) -> bool:
+    def _loosens(self, operation: Operation) -> bool:
         """Whether somebody who waits may look again: a probe, once sent, passes by the clock."""
-        return entry.operation in LOOSENING or (entry.operation == "sent" and self.replica.books.probe is not None)
+        return operation in LOOSENING or (operation == "sent" and self.replica.books.probe is not None)
 
     async def namesakes(self) -> tuple[str, ...]:
         """Other accounts of the same database that refusals named the same organization for."""

@@ -98,9 +98,13 @@ class SQLiteJournal:
         """Unix time, or what it was before somebody set it; never behind an entry that was read."""
         return max(self._at, _since_boot() + self._offset)
 
-    async def append(self, last: int, process: str, lines: list[Line], room: Room | None = None) -> Read:
+    async def append(
+        self, last: int, process: str, lines: list[Line], room: Room | None = None, *, wake: str | None = None
+    ) -> Read:
         """Enter lines, all or none, and read what others entered since."""
         read = await self._run(lambda: self._append(last, process, lines, room))
+        if wake is not None and read.appended:
+            self.wake(wake)
         if read.lost:
             self._at = 0.0
         if read.entries:

@@ -1,0 +1,317 @@
+"""A Valkey or Redis server, as far as a journal needs one: commands in turn, a script, messages, and trust.
+
+A server may restart, fail over, be demoted, or move keys to another node. So whoever has just connected to one that it
+did not know waits before it trusts what is there, and whoever is told that it asks the wrong one asks the right one.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable
+from contextlib import asynccontextmanager, suppress
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ClusterDownError,
+    ConnectionError,  # noqa: A004 - its own name
+    MasterDownError,
+    MovedError,
+    NoPermissionError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+
+from kimi_async.errors import ConfigurationError, LedgerUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+ANSWER = 5.0
+"""Seconds that the server may take to answer, or to let us connect."""
+
+SETTLING = 2.0
+"""Seconds after a server's start in which nobody reserves: those who know more than it does come first."""
+
+RECONNECT = 0.25
+"""Seconds between two tries to listen again; several fit into ``SETTLING``."""
+
+SILENCE = 10.0
+"""Seconds without a message after which the connection that listens is tried."""
+
+Command = tuple[object, ...]
+
+Reply = Any
+"""Integers, bytes, None, or lists of them."""
+
+
+class Script:
+    """One of the Lua scripts beside this file."""
+
+    def __init__(self, name: str) -> None:
+        self.text = resources.files(__package__).joinpath(name).read_bytes()
+        self.digest = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
+
+
+class Server:
+    """One connection for commands, and one to listen on.
+
+    Args:
+        url: ``redis://``, ``rediss://`` (TLS) or ``unix://``, as redis-py reads it.
+
+    Attributes:
+        place: what may be shown of the URL.
+
+    Raises:
+        ConfigurationError: no such URL; from any method, the server does not accept our user or password.
+        LedgerUnavailable: from any method: it cannot be reached, or does not do what it was asked.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.place = without_password(url)
+        try:
+            self._connections = ConnectionPool.from_url(
+                url, protocol=2, socket_timeout=None, socket_connect_timeout=ANSWER, retry=Retry(NoBackoff(), 0)
+            )
+        except ValueError:
+            raise ConfigurationError(f"{self.place}: no URL of a server; a password's /?#@:% are escaped") from None
+        settings = self._connections.connection_kwargs
+        self._home: dict[str, Any] = {name: value for name, value in settings.items() if name in {"host", "port"}}
+        self._connection: AbstractConnection | None = None
+        self._one_at_a_time = asyncio.Lock()
+        self._run: bytes | None = None
+        self._settled = 0.0
+        self._listener: AbstractConnection | None = None
+        self._listening: asyncio.Task[None] | None = None
+
+    # -- commands -----------------------------------------------------------------------------------------------
+
+    async def call(self, *commands: Command) -> list[Reply]:
+        """Send commands at once; their replies."""
+        async with self._translated():
+            return await self._call(*commands)
+
+    async def run(
+        self,
+        script: Script,
+        keys: tuple[str, ...],
+        *arguments: object,
+        before: Command | None = None,
+        after: Command | None = None,
+    ) -> tuple[Reply, Reply]:
+        """Send a script, and maybe commands right before and after it; the replies to the first and to the script."""
+        first, then = [before] if before else [], [after] if after else []
+        called = (len(keys), *keys, *arguments)
+        async with self._translated():
+            try:
+                replies = await self._call(*first, ("EVALSHA", script.digest, *called), *then)
+            except NoScriptError:
+                replies = await self._call(*first, ("EVAL", script.text, *called), *then)
+        return replies[0] if first else None, replies[len(first)]
+
+    async def add(self, key: str, member: str) -> list[str]:
+        """Add to a set, wherever in a cluster it is; all of its members, in order."""
+        async with self._translated():
+            names = await self._add(key, member, {})
+        return sorted(name.decode() for name in names)
+
+    async def _add(self, key: str, member: str, place: dict[str, Any]) -> list[bytes]:
+        connection = self._connections.connection_class(**self._connections.connection_kwargs | place)
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]
+            _, names = await _ask(connection, ("SADD", key, member), ("SMEMBERS", key))
+        except MovedError as moved:
+            there = _place_of(moved)
+        else:
+            return list(names)
+        finally:
+            await connection.disconnect(nowait=True)
+        return await self._add(key, member, there)
+
+    async def _call(self, *commands: Command) -> list[Reply]:
+        async with self._one_at_a_time:
+            try:
+                return await _ask(await self._connected(), *commands)
+            except MovedError as moved:
+                await self._turn_to(_place_of(moved))
+                self._run = None  # what we knew of the other node says nothing about this one
+                return await _ask(await self._connected(), *commands)
+            except ResponseError as exc:
+                if _is_deposed(exc):
+                    await self._turn_to(self._home)
+                    if self._listener is not None:
+                        await self._listener.disconnect(nowait=True)
+                raise
+
+    @asynccontextmanager
+    async def _translated(self) -> "AsyncIterator[None]":
+        try:
+            async with asyncio.timeout(ANSWER):
+                yield
+        except (AuthenticationError, NoPermissionError) as exc:
+            raise ConfigurationError(f"{self.place}: {exc}; check the URL's user and password") from exc
+        except BusyLoadingError as exc:
+            self._settled = time.monotonic() + SETTLING
+            raise LedgerUnavailable(f"{self.place} is reading its data; try again") from exc
+        except TimeoutError as exc:
+            raise LedgerUnavailable(f"{self.place} does not answer within {ANSWER:g} s") from exc
+        except (RedisError, OSError) as exc:
+            raise LedgerUnavailable(f"{self.place}: {exc}") from exc
+
+    # -- the connection -----------------------------------------------------------------------------------------
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection, as far as we know."""
+        return self._connection is not None and self._connection.is_connected
+
+    async def has_settled(self) -> bool:
+        """Whether what the server knows can be trusted: those who know more have had the time to say so."""
+        if not self.is_connected:
+            async with self._translated(), self._one_at_a_time:
+                await self._connected()
+        return time.monotonic() >= self._settled
+
+    async def settle(self) -> None:
+        """Wait until it can, if nothing else happens."""
+        await asyncio.sleep(max(self._settled - time.monotonic(), 0.0))
+
+    async def _connected(self) -> AbstractConnection:
+        if self._connection is None:
+            self._connection = self._connections.make_connection()  # type: ignore[no-untyped-call]
+        if not self._connection.is_connected:
+            try:
+                await self._connection.connect()
+            except ConnectionError:
+                self._connection = None
+                self._connections.connection_kwargs.update(self._home)  # where one knows who has the keys now
+                raise
+            await self._greet(self._connection)
+        return self._connection
+
+    async def _greet(self, connection: AbstractConnection) -> None:
+        """Learn whether this is the server that we knew, and how long it has been up."""
+        try:
+            (text,) = await _ask(connection, ("INFO", "server"))
+        except ResponseError:  # we may not ask, so entries' ids alone tell what was lost
+            return
+        about = dict(line.partition(b":")[::2] for line in text.splitlines())
+        young = SETTLING - int(about.get(b"uptime_in_seconds", SETTLING))
+        run = about.get(b"run_id", b"")
+        if self._run not in {None, run}:
+            young = SETTLING
+        self._run = run
+        self._settled = max(self._settled, time.monotonic() + young)
+
+    async def _turn_to(self, place: dict[str, Any]) -> None:
+        """Leave the server that has not, or no longer, what we ask for."""
+        self._connections.connection_kwargs.update(place)
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        if self._connection is not None:
+            await self._connection.disconnect()
+            self._connection = None
+
+    async def aclose(self) -> None:
+        """Close both connections."""
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.wait([self._listening])
+        await self._disconnect()
+
+    # -- messages -----------------------------------------------------------------------------------------------
+
+    async def listen(self, channel: str, on_message: Callable[[], None]) -> None:
+        """Subscribe to a channel; being cut off from it counts as a message."""
+        connection = self._connections.make_connection()  # type: ignore[no-untyped-call]
+        try:
+            async with self._translated():
+                await _subscribe(connection, channel)
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        self._listener = connection
+        self._listening = asyncio.get_running_loop().create_task(self._listen(connection, channel, on_message))
+
+    async def _listen(self, connection: AbstractConnection, channel: str, on_message: Callable[[], None]) -> None:
+        try:
+            while True:
+                with suppress(RedisError, OSError):
+                    await _receive(connection, on_message)
+                await self._listen_again(connection, channel)
+                on_message()
+        finally:
+            await connection.disconnect(nowait=True)
+
+    async def _listen_again(self, connection: AbstractConnection, channel: str) -> None:
+        while True:
+            await connection.disconnect(nowait=True)
+            await asyncio.sleep(RECONNECT)
+            with suppress(LedgerUnavailable):
+                async with self._translated():
+                    await _subscribe(connection, channel)
+                return
+
+
+async def _subscribe(connection: AbstractConnection, channel: str) -> None:
+    await connection.connect()  # type: ignore[no-untyped-call]
+    await _ask(connection, ("SUBSCRIBE", channel))
+
+
+async def _receive(connection: AbstractConnection, on_message: Callable[[], None]) -> None:
+    """Until the connection fails."""
+    tried = False
+    while True:
+        message = await connection.read_response(timeout=SILENCE)
+        if message is None:
+            if tried:
+                raise ConnectionError("nothing came")
+            await connection.send_command("PING", check_health=False)
+        elif message[0] == b"message":
+            on_message()
+        tried = message is None
+
+
+async def _ask(connection: AbstractConnection, *commands: Command) -> list[Reply]:
+    """Send all, then read all replies, so that an error leaves none for who asks next."""
+    packed = connection.pack_commands(commands)  # type: ignore[arg-type]
+    await connection.send_packed_command(packed, check_health=False)
+    replies: list[Reply] = []
+    for _ in commands:
+        try:
+            replies.append(await connection.read_response())
+        except ResponseError as exc:
+            replies.append(exc)
+    for reply in replies:
+        if isinstance(reply, ResponseError):
+            raise reply
+    return replies
+
+
+def _place_of(moved: MovedError) -> dict[str, Any]:
+    return {"host": moved.host, "port": moved.port} if moved.host else {"port": moved.port}
+
+
+def _is_deposed(error: ResponseError) -> bool:
+    """Whether another server may be what the URL leads to now. Redis 6 quotes what went wrong within a script."""
+    return isinstance(error, ReadOnlyError | MasterDownError | ClusterDownError) or "-READONLY " in str(error)
+
+
+def without_password(url: str) -> str:
+    """What may be shown of a URL; where it is odd, that is little."""
+    scheme = url.partition(":")[0]
+    with suppress(ValueError):
+        parts = urlsplit(url)
+        if "@" not in parts.path + parts.query + parts.fragment:
+            port = f":{parts.port}" if parts.port else ""
+            return f"{scheme}://{parts.hostname or ''}{port}{parts.path}"
+    return f"{scheme}://…"
