@@ -46,8 +46,9 @@ class RateLimiter:
     it begins, with the numbers. A request that no wait can make fit raises RequestTooLarge at once. An exhausted
     day raises DailyBudgetExhausted, for nobody wants to wait silently for hours.
 
-    **Smoothing.** ``pace="smooth"`` spreads what a window would let out in one instant over a twentieth of the
-    minute; ``pace="even"`` spaces requests at ``minute / rpm``, for gateways that refuse bursts.
+    **Smoothing.** ``pace="smooth"`` spreads what a window would let out in one instant over a fortieth of the minute.
+    The first burst begins with four requests; the others follow when those are let in, or would have been refused by
+    now: `kimi_async.pace.Trial`. ``pace="even"`` spaces requests at ``minute / rpm``, for gateways that refuse bursts.
 
     **Cancellation** is safe at every await: a waiter that goes gives back what it had, and the next moves up.
     Nothing runs in the background; ``close`` only turns the line away. Use one limiter on one event loop.
@@ -69,7 +70,6 @@ class RateLimiter:
     ) -> None:
         self.ledger: Ledger = MemoryLedger() if ledger is None else ledger
         self.ledger.configure(limits)
-        self._pace_mode = pace
         self._pace = Pace(limits, pace)
         self._on_event = on_event
         self._line = Line()
@@ -117,7 +117,7 @@ class RateLimiter:
     async def wait_time(self, cost: Cost) -> float:
         """Seconds that ``acquire`` of this cost would wait, were it called now and were slots free by then.
 
-        Smoothing may add up to ``SMOOTH`` of a minute to it.
+        Smoothing may add up to ``SMOOTH`` of a minute to it, and the trial of the first burst ``LONGEST`` of one.
 
         Raises:
             RequestTooLarge: there will never be room.
@@ -174,7 +174,7 @@ class RateLimiter:
         verdict = self.ledger.reserve_now(cost)
         if not isinstance(verdict, Charge):
             return None
-        self._pace.take()
+        self._pace.take(verdict)
         return Reservation(self, verdict, cost, next(self._places) if place is None else place)
 
     async def admit_in_turn(self, cost: Cost, max_wait: float | None, place: int | None) -> Reservation:
@@ -223,7 +223,7 @@ class RateLimiter:
         waiter.admitted = True
         self._keep_pace()
         try:
-            await self._pace.wait()
+            await self._pace.wait(verdict)
         except BaseException:  # cancelled or out of time: it holds what nobody will use
             self.ledger.cancel(verdict)
             raise
@@ -253,6 +253,7 @@ class RateLimiter:
 
     def _on_room(self, *, slot_only: bool) -> None:
         """Room came back sooner than the clock brings it; a slot alone is no help to a head that needs tokens."""
+        self._pace.look()
         if not slot_only:
             self._forecast = None
         head = self._line.head
@@ -284,7 +285,7 @@ class RateLimiter:
     def _keep_pace(self) -> None:
         """Pace by the limit in force, which a refusal of ours may have lowered, or another process'."""
         if self._pace.rpm != self.limits.rpm:
-            self._pace = Pace(self.limits, self._pace_mode)
+            self._pace.follow(self.limits)
 
     # -- what is refused at once ------------------------------------------------------------------------------
 

@@ -1,8 +1,10 @@
-"""Smoothing, behind admission: what a window lets out in one instant leaves over a few seconds."""
+"""Smoothing, behind admission: what a window lets out in one instant leaves over a second or two."""
 
+import asyncio
 import contextlib
 import math
-from typing import Literal
+from collections import deque
+from typing import Literal, Protocol
 
 from aiolimiter import AsyncLimiter
 
@@ -11,14 +13,104 @@ from .limits import RateLimits
 PaceMode = Literal["smooth", "even"]
 """``"smooth"`` spreads a window's requests a little; ``"even"`` spaces them at ``minute / rpm``."""
 
-SMOOTH = 0.05
-"""A minute's requests never leave in less than this share of the minute."""
+SMOOTH = 0.025
+"""A minute's requests never leave in less than this share of the minute: 1.5 s. Not more, for the last ones of a file
+leave so much later: 0.05 would take most of the 2 % that a file may take longer than in the ideal schedule. Not less,
+for a gateway that refuses only longer bursts than the trial's needs a round trip to say so, while others leave."""
 
 QUANTUM = 0.01
 """Seconds. Requests that would leave closer together than this leave in groups: timers resolve a millisecond."""
 
+TRIAL = 4
+"""Requests of the first burst that leave before there is news of them."""
+
+LOOKS = 3
+"""How often no news of them is to be found, after all of them were written, until that is good news..."""
+
+STEP = 0.0025
+"""...and the share of a minute between two looks: 0.45 s in all, for the way there and back on a network whose delays
+vary by 0.2 s."""
+
+LONGEST = 0.03
+"""Share of a minute after which the others leave in any case: 1.8 s, for connections that take long to be made."""
+
+BURST = 0.5
+"""Who lets so large a part of RPM pass at once refuses no bursts..."""
+
+TOLERATED = 0.02
+"""...which is certain after this share of a minute without a refusal. Refusals come at once, answers may not."""
+
 SLACK = (1.0, 1.1, 1.25, 1.5)
 """Multiples of the even interval, ``minute / rpm``, that unexplained RPM refusals slow the pace to, in turn."""
+
+
+class Departed(Protocol):
+    """What the pace sees of a request that it let go: its charge."""
+
+    @property
+    def state(self) -> Literal["pending", "sent", "ended"]:
+        """Until it was written, until it was answered or refused, and then."""
+
+
+class Trial:
+    """Whether the gateway lets bursts pass, as far as is known: pure arithmetic, time is an argument.
+
+    A burst is what leaves ahead of the even pace, ``minute / rpm``. The first ``TRIAL`` requests of the first burst go
+    alone, so that a gateway that refuses bursts has few to refuse. The others follow
+
+    - when all of those have ended. Whoever was refused has ended too, but then the pace slows and the trial is over.
+      The first answer is no news: a gateway that refuses bursts lets the first request of each one in.
+    - or when ``LOOKS`` at them, ``STEP`` of a minute apart, have found all of them written and nothing more. However
+      long answers take, refusals are not generated: they come as soon as the way there and back allows. Looks are
+      counted, and not the time, since a program that is busy with something else hears nothing meanwhile.
+
+    Args:
+        rpm: requests a minute.
+        minute: seconds.
+
+    Attributes:
+        running: those four have left, and there was no news yet when ``holds`` was last asked.
+    """
+
+    def __init__(self, rpm: int, minute: float) -> None:
+        self._minute = minute
+        self._rate = rpm / minute
+        self._enough = BURST * rpm
+        self._ahead = 0.0
+        self._latest = 0.0
+        self._first: deque[Departed] = deque(maxlen=TRIAL)
+        self._passed_at = math.inf
+        self._looks = 0
+        self._ends_at = math.inf  # before the first burst
+        self.running = False
+
+    def leave(self, now: float, request: Departed) -> None:
+        """A request leaves."""
+        ahead = self._ahead - (now - self._latest) * self._rate
+        self._ahead = ahead = ahead + 1 if ahead > 0 else 1.0
+        self._latest = now
+        if self._ends_at == math.inf:
+            self._first.append(request)
+            if ahead > TRIAL - 1:
+                self._ends_at = now + LONGEST * self._minute
+                self.running = True
+        if ahead >= self._enough and self._passed_at == math.inf:
+            self._passed_at = now + TOLERATED * self._minute
+
+    def holds(self, now: float) -> bool:
+        """Whether the others must wait for news."""
+        if self.running:
+            heard = all(one.state == "ended" for one in self._first)
+            self.running = not heard and self._looks < LOOKS and now < self._ends_at
+        return self.running
+
+    def look(self) -> None:
+        """``STEP`` of a minute has passed since the others began to wait, or since the last look."""
+        self._looks += all(one.state != "pending" for one in self._first)
+
+    def passed(self, now: float) -> bool:
+        """Whether a burst has passed: if the gateway refuses a request now, that has another reason."""
+        return now >= self._passed_at
 
 
 class Pace:
@@ -29,10 +121,19 @@ class Pace:
     """
 
     def __init__(self, limits: RateLimits, mode: PaceMode = "smooth") -> None:
+        self._mode = mode
+        self._news: asyncio.Event | None = None
+        self.follow(limits)
+
+    def follow(self, limits: RateLimits) -> None:
+        """Begin anew, by these limits; whoever waits goes by them as well."""
+        even = self._mode == "even"
         self.rpm = limits.rpm
         self._even = 0.0 if limits.rpm is None else limits.minute / limits.rpm
-        self._slowdowns = 1 if mode == "even" else 0
-        self._set_interval(self._even * (SLACK[0] if mode == "even" else SMOOTH))
+        self._step = limits.minute * STEP
+        self._slowdowns = 1 if even else 0
+        self._trial = None if limits.rpm is None or even else Trial(limits.rpm, limits.minute)
+        self._set_interval(self._even * (SLACK[0] if even else SMOOTH))
 
     def _set_interval(self, interval: float) -> None:
         self.interval = interval
@@ -42,10 +143,64 @@ class Pace:
 
     def ready(self) -> bool:
         """Whether one request may leave now."""
+        if self._trial is not None and self._trial.running and self._trial.holds(_now()):
+            return False
         return self._left > 0 or self._quanta is None or self._quanta.has_capacity()
 
-    def take(self) -> None:
+    def take(self, request: Departed) -> None:
         """Let one request leave; only when ``ready``."""
+        if self._trial is not None:
+            self._trial.leave(_now(), request)
+        self._spend()
+
+    async def wait(self, request: Departed) -> None:
+        """Let one request leave, as soon as it may."""
+        while not self.ready():
+            if self._trial is not None and self._holds():
+                await self._hear(self._trial)
+            else:
+                await self._refill()
+        self.take(request)
+
+    def look(self) -> None:
+        """A request has ended: see whether that is the news that another one waits for."""
+        if self._news is not None and not self._holds():
+            self._news.set()
+
+    def slow(self) -> bool:
+        """Space requests out further, for a gateway that refuses bursts; False when that cannot be why it refused."""
+        passed = self._trial is not None and self._trial.passed(_now())
+        if self._slowdowns == len(SLACK) or not self._even or passed:
+            return False
+        self._trial = None
+        self._set_interval(self._even * SLACK[self._slowdowns])
+        self._slowdowns += 1
+        self._spend()  # the request that was refused has just left; the next one keeps its distance
+        self.look()
+        return True
+
+    def _holds(self) -> bool:
+        return self._trial is not None and self._trial.holds(_now())
+
+    async def _hear(self, trial: Trial) -> None:
+        """Wait for news, or for the time to look again."""
+        self._news = asyncio.Event()
+        try:
+            async with asyncio.timeout(self._step):
+                await self._news.wait()
+        except TimeoutError:
+            trial.look()
+        finally:
+            self._news = None
+
+    async def _refill(self) -> None:
+        quanta = self._quanta
+        if quanta is not None:
+            await quanta.acquire()
+        if quanta is self._quanta:  # else the pace has changed meanwhile, and that unit was one of the old
+            self._left = self._burst
+
+    def _spend(self) -> None:
         if self._left:
             self._left -= 1
         elif self._quanta is not None:
@@ -54,18 +209,6 @@ class Pace:
                 self._quanta.acquire().send(None)
             self._left = self._burst - 1
 
-    async def wait(self) -> None:
-        """Let one request leave, as soon as it may."""
-        if not self.ready() and self._quanta is not None:
-            await self._quanta.acquire()
-            self._left = self._burst
-        self.take()
 
-    def slow(self) -> bool:
-        """Space requests out further, for a gateway that refuses bursts; False when that has been tried enough."""
-        if self._slowdowns == len(SLACK) or not self._even:
-            return False
-        self._set_interval(self._even * SLACK[self._slowdowns])
-        self._slowdowns += 1
-        self.take()  # the request that was refused has just left; the next one keeps its distance
-        return True
+def _now() -> float:
+    return asyncio.get_running_loop().time()
