@@ -6,6 +6,7 @@ contenders    who is compared: a module each; ``venvs`` makes the environments o
 prompts       requests whose cost in tokens is known exactly
 schedule      the ideal first-come-first-served schedule, and bounds: pure arithmetic
 processes     one process for each measurement, one core for the clients, another for the gateway
+lanes         work that mostly waits, several pieces at a time
 worker        what a contender's process runs in an environment of its own
 crowd         several processes that begin together
 trial         one contender, one file of requests, one gateway

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Annotated, cast
 
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
 from rich.console import Console
 
 from . import guard, plots, profile, report, venvs
 from .contenders import CONTENDERS
-from .results import OURS, Plan, Provenance, Result, Run, machine
+from .results import LANES, OURS, Plan, Provenance, Result, Run, machine
 from .scenarios import SCENARIOS
 from .suite import Measurable, Suite
 
@@ -21,6 +22,9 @@ FOLDER = Path(__file__).parent
 README = FOLDER / "README.md"
 RESULTS = FOLDER / "results" / "run.json"
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+ONCE = frozenset({"ledgers"})
+"""Scenarios that a check measures once, and again only if something seems lost: half a minute each."""
 
 ALL = cast("Mapping[str, Measurable]", SCENARIOS)
 console = Console(soft_wrap=True)
@@ -31,27 +35,31 @@ app = App(name="python -m benchmarks", help="Measure kimi_async beside what peop
 @app.command
 def run(
     *scenarios: str,
-    repetitions: int = 3,
+    repetitions: int = 2,
     seed: int = 1,
+    lanes: Annotated[int, Parameter(validator=Number(gte=1))] = LANES,
     full: Annotated[bool, Parameter(negative="")] = False,
     contender: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
     results: Path = RESULTS,
 ) -> int:
     """Measure scenarios, or all of them, and write the report. Each observation is kept as soon as it is made.
 
-    A scenario that is measured again replaces its earlier result; the others stay.
+    A scenario that is measured again replaces its earlier result, from its first observation on: also if it
+    is stopped before its end, or measured with some contenders only. The others stay.
 
     Args:
         scenarios: By name.
         repetitions: How often each case is measured.
         seed: Of sizes, orders and faults.
+        lanes: How many trials that mostly wait are under way at once; what is about the processor's time goes one by
+            one.
         full: All combinations of conditions, where else each is varied on its own.
         contender: Those that may take part beside kimi_async, instead of all that can run here.
-        results: The JSON file; report and plots go to its folder.
+        results: The JSON file, another than the committed one for a look; report and plots go to its folder.
     """
     if _unknown(scenarios, ALL) or _unknown(contender, CONTENDERS):
         return USAGE
-    plan = Plan(repetitions=repetitions, seed=seed, full=full, contenders=_contenders(contender))
+    plan = Plan(repetitions=repetitions, seed=seed, lanes=lanes, full=full, contenders=_contenders(contender))
     chosen = {name: scenario for name, scenario in ALL.items() if name in scenarios or not scenarios}
     found = Run.read(results)
 
@@ -102,7 +110,7 @@ def check(*scenarios: str, repetitions: int = 2, seed: int = 1, results: Path = 
 
     Args:
         scenarios: By name; all, if none is named.
-        repetitions: How often each case is measured.
+        repetitions: How often each case is measured; ledgers once.
         seed: Of sizes, orders and faults.
         results: The JSON file to compare with.
     """
@@ -150,7 +158,8 @@ def _short_run(names: Iterable[str], plan: Plan) -> tuple[Run, list[str]]:
         if entrants:
             suite = Suite({name: ALL[name]}, console, Run())
             keep = partial(found.put, order=ALL)
-            failed += suite.run(replace(plan, contenders=entrants), partial(_provenance, plan.seed), keep)
+            part = replace(plan, contenders=entrants, repetitions=1 if name in ONCE else plan.repetitions)
+            failed += suite.run(part, partial(_provenance, plan.seed), keep)
     return found, failed
 
 

@@ -91,7 +91,7 @@ class Comparison:
 
     def rivals(self, case: str) -> list[str]:
         """All others that were observed, whatever of them."""
-        return [name for name in self.contenders if not is_ours(name) and (case, name) in self._observed]
+        return [name for name in self.contenders if not self._beside(name) and (case, name) in self._observed]
 
     def lost_more(self, figure: str, case: str, other: str) -> bool:
         """Whether a figure of another is no comparison with ours, since it left prompts out."""
@@ -106,7 +106,7 @@ class Comparison:
     def competes(self, figure: str, case: str, other: str) -> bool:
         """Whether another is to be compared with ``kimi_async``: measured, and not for leaving out prompts."""
         fair = not self.lost_more(figure, case, other)
-        return not is_ours(other) and fair and bool(self.values(figure, case, other))
+        return not self._beside(other) and fair and bool(self.values(figure, case, other))
 
     def standing(self, figure: Figure, case: str, other: str) -> Standing:
         """Of another that competes. Equal is who is printed alike, and who is ahead only in some repetitions."""
@@ -147,6 +147,9 @@ class Comparison:
             standing=self.standing(figure, case, best),
             remarks=remarks,
         )
+
+    def _beside(self, name: str) -> bool:
+        return is_ours(name) or name in self.result.scenario.yardsticks
 
     def _takes_part(self, figure: str, case: str, other: str) -> bool:
         """Whether another has a figure here, or would have it if it had answered all."""

@@ -10,6 +10,9 @@ from .tables import Table
 TOLERANCE = 0.15
 """The part that may be lost."""
 
+BESIDE = "AsyncOpenAI"
+"""Whom ``kimi_async`` is compared with, where there is no ideal: most people have it."""
+
 ITSELF = "(its own value)"
 """What a figure is compared by that is a ratio already, or has nobody to be divided by."""
 
@@ -87,11 +90,14 @@ def verdict(now: Run, committed: Run) -> Verdict:
 
 
 def entrants(scenario: Scenario, available: frozenset[str]) -> frozenset[str]:
-    """Who is measured for a check: nobody if no figure is guarded; ours alone where it is compared with an ideal."""
+    """Who is measured for a check: nobody if no figure is guarded; ours alone where it is compared with an ideal.
+
+    Elsewhere one other tells how fast the machine is.
+    """
     guarded = [figure for figure in scenario.figures if figure.guarded]
     if all(figure.ideal is not None for figure in guarded):
         return frozenset({OURS}) if guarded else frozenset()
-    return available
+    return available & {OURS, BESIDE}
 
 
 def pooled(results: Iterable[Result]) -> Result:

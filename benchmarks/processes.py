@@ -4,8 +4,9 @@ import asyncio
 import json
 import os
 import subprocess
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -18,6 +19,7 @@ from kimi_async.mock import MockSettings, spawn
 from . import venvs
 from .contenders import CONTENDERS
 from .contenders.contract import Account, Outcome, Request
+from .lanes import Lane
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -25,8 +27,15 @@ R = TypeVar("R")
 CLIENT, GATEWAY = 0, 1
 """Which of the cores that this process may use."""
 
-IMPORTS = 60.0
-"""Seconds that a contender may take to be imported, beside those that a scenario has patience for."""
+IMPORTS = 120.0
+"""Seconds that a contender may take to be imported and opened; as many are, at times, as there are lanes."""
+
+SPARE = 30.0
+"""Seconds beside those that a scenario has patience for: then a process is killed that does not stop itself."""
+
+
+GRACE = 2.0
+"""Seconds that it takes at most to end, after its answer or its failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +44,7 @@ class Contest:
 
     Attributes:
         outcomes: in the order of the requests.
-        cpu: seconds of its process, user and system, without imports.
+        cpu: seconds of its process, user and system, from when it was ready to send.
         peak_memory: bytes that it had resident at most, the interpreter and its imports included.
         imported: seconds that the import of its packages took.
     """
@@ -109,7 +118,9 @@ def _measure(
     os._exit(0)  # closing a thousand connections takes longer than measuring them
 
 
-def contest(name: str, account: Account, requests: Sequence[Request], *, patience: float) -> Contest:
+def contest(
+    name: str, account: Account, requests: Sequence[Request], *, patience: float, lane: Lane | None = None
+) -> Contest:
     """What a contender makes of requests that are all submitted at once, in a fresh process on the clients' core.
 
     Args:
@@ -117,8 +128,10 @@ def contest(name: str, account: Account, requests: Sequence[Request], *, patienc
         account: what it is told.
         requests: in the order of submission.
         patience: seconds, after which it is stopped; what is unanswered then is lost.
+        lane: where it waits, imported and opened, for those that begin with it.
 
     Raises:
+        Stopped: the lane was stopped.
         FileNotFoundError: its environment has not been made.
         RuntimeError: its process failed; the message ends with what it printed.
     """
@@ -128,39 +141,59 @@ def contest(name: str, account: Account, requests: Sequence[Request], *, patienc
         "requests": [asdict(request) for request in requests],
         "patience": patience,
     }
-    result = json.loads(_worker(name, json.dumps(job) + "\n", timeout=_longest(name, patience)))
+    result = json.loads(_worker(name, json.dumps(job), lane or Lane(), timeout=_longest(name, patience)))
     outcomes = tuple(Outcome(**outcome) for outcome in result.pop("outcomes"))
     return Contest(outcomes, **result)
 
 
 def _longest(name: str, patience: float) -> float:
-    return IMPORTS + CONTENDERS[name].settling + patience
+    return CONTENDERS[name].settling + patience + SPARE
 
 
-def _worker(name: str, job: str, *, timeout: float) -> str:
+def _worker(name: str, job: str, lane: Lane, *, timeout: float) -> str:
     """What the worker answers. It runs in an empty folder: some packages read settings from where they are."""
     with TemporaryDirectory() as folder, (Path(folder) / "stderr").open("w+", errors="replace") as printed:
-        with _pinned(CLIENT):
-            process = subprocess.Popen(
-                [venvs.python(name), "-m", f"{__package__}.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=printed,
-                encoding="utf-8",
-                cwd=folder,
-                env=_environment(),
-            )
-        try:
-            answer, _ = process.communicate(job, timeout=timeout)
-        except subprocess.TimeoutExpired:
-            answer = ""
-        finally:
-            process.kill()
-            process.wait()
+        process = subprocess.Popen(
+            [venvs.python(name), "-m", f"{__package__}.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=printed,
+            encoding="utf-8",
+            cwd=folder,
+            env=_environment(),
+            start_new_session=True,  # Ctrl-C in the terminal is for us
+        )
+        lane.watch(process)
+        answer = ""
+        with suppress(BrokenPipeError), process:  # whoever hears nothing any more has said why
+            try:
+                if _said(process, job, timeout=IMPORTS):
+                    _pin(process.pid, CLIENT)  # no sooner: while it imports, only real minutes are under way
+                    lane.ready()
+                    answer = _said(process, "begin", timeout=timeout)
+            finally:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(GRACE)
+                process.kill()
+        lane.check()
         if not answer:
             printed.seek(0)
             raise RuntimeError(f"{name} failed in its process: exit status {process.returncode}\n{printed.read()}")
         return answer
+
+
+def _said(process: "subprocess.Popen[str]", line: str, *, timeout: float) -> str:
+    """The line that a process answers to one; nothing if it ends before, or is killed after so many seconds."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    end = threading.Timer(timeout, process.kill)
+    end.daemon = True
+    end.start()
+    try:
+        print(line, file=process.stdin, flush=True)
+        return process.stdout.readline()
+    finally:
+        end.cancel()
 
 
 def _environment() -> dict[str, str]:
@@ -182,8 +215,21 @@ def _pinned(core: int) -> Iterator[None]:
         yield
         return
     allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {sorted(allowed)[core % len(allowed)]})
+    os.sched_setaffinity(0, _only(core))
     try:
         yield
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+def _pin(pid: int, core: int) -> None:
+    """Keep a process, with all threads that it has and will have, on one core from now on, as in `_pinned`."""
+    if hasattr(os, "sched_setaffinity"):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(ProcessLookupError):  # it has ended
+                os.sched_setaffinity(int(thread.name), _only(core))
+
+
+def _only(core: int) -> set[int]:
+    allowed = sorted(os.sched_getaffinity(0))
+    return {allowed[core % len(allowed)]}

@@ -7,6 +7,7 @@ function that called it, or for one that the C code calls.
 """
 
 import asyncio
+import itertools
 import signal
 import time
 from collections import Counter
@@ -18,7 +19,7 @@ from types import FrameType
 from kimi_async.mock import MockSettings
 
 from .contenders import connect
-from .contenders.contract import Account, Ask, Request
+from .contenders.contract import Account, Ask
 from .processes import gateway, measured
 from .prompts import two_kilobytes
 from .results import OURS, Provenance
@@ -27,7 +28,6 @@ from .tables import Table
 LEVELS = (1, 100, 1_000)
 """Requests in flight."""
 
-BODIES = 50
 WARM_UP = 1.0
 """Seconds."""
 
@@ -92,16 +92,16 @@ def run(*, seconds: float) -> str:
     levels = {}
     for level in LEVELS:
         with gateway(settings) as base_url:
-            levels[level] = measured(profiled, base_url, level, two_kilobytes(BODIES), seconds)
+            levels[level] = measured(profiled, base_url, level, seconds)
     return text(levels)
 
 
-async def profiled(base_url: str, concurrency: int, requests: list[Request], seconds: float) -> Samples:
-    """What is seen of a closed loop, after a warm-up."""
+async def profiled(base_url: str, concurrency: int, seconds: float) -> Samples:
+    """What is seen of a closed loop of different prompts, after a warm-up."""
     unlimited = 10**12
     account = Account(base_url=base_url, concurrency=concurrency, rpm=unlimited, tpm=unlimited)
-    load = _Load(await connect(OURS, account), requests)
-    workers = [asyncio.create_task(load.work(number)) for number in range(concurrency)]
+    load = _Load(await connect(OURS, account))
+    workers = [asyncio.create_task(load.work()) for _ in range(concurrency)]
     await asyncio.sleep(WARM_UP)
     samples = Samples()
     with _looking(samples):
@@ -114,16 +114,15 @@ async def profiled(base_url: str, concurrency: int, requests: list[Request], sec
 class _Load:
     """Requests one after the other, by as many workers as are to be in flight."""
 
-    def __init__(self, ask: Ask, requests: list[Request]) -> None:
+    def __init__(self, ask: Ask) -> None:
         self._ask = ask
-        self._requests = requests
+        self._numbers = itertools.count()
         self._answered = 0
 
-    async def work(self, number: int) -> None:
-        while True:
-            if not await self._ask(self._requests[number % len(self._requests)]):
+    async def work(self) -> None:
+        for number in self._numbers:
+            if not await self._ask(two_kilobytes(number)):
                 raise RuntimeError(f"{OURS} was not answered")
-            number += 1
             self._answered += 1
 
     async def during(self, seconds: float) -> tuple[int, float]:

@@ -17,6 +17,7 @@ are half as much again as TPM."""
 
 _TOPICS = ("月亮", "潮汐", "茶", "围棋", "长城", "量子", "the moon", "tides", "tea", "Go", "walls", "quanta")
 _SENTENCE = "月光落在潮水上，海面很安静。The moon rose over a calm sea. "
+_PAGE = _SENTENCE * 24
 
 
 def rpm_bound(limits: RateLimits, count: int, *, seed: int) -> list[Request]:
@@ -47,9 +48,12 @@ def sized(sizes: Iterable[int], *, key: str = "") -> list[Request]:
     return [_costing(size, number, key) for number, size in enumerate(sizes)]
 
 
-def two_kilobytes(count: int) -> list[Request]:
-    """Distinct prompts that make requests of 2 KB; the mock's answer, if it is as long as it may be, has 1.1 KB."""
-    return [_counted(f"{number:03}. " + _SENTENCE * 24, 153) for number in range(count)]
+def two_kilobytes(number: int) -> Request:
+    """A request of 2 KB whose prompt is no other number's, where nobody asks for its tokens; takes less than 1 µs.
+
+    The mock's answer, if it is as long as it may be, has 1.1 KB.
+    """
+    return Request(f"{number:07}. {_PAGE}", 0, 153)
 
 
 def _with_large(dice: Random, count: int) -> list[float]:

@@ -88,6 +88,7 @@ def parts(run: Run, folder: str) -> dict[str, str]:
                 result.scenario.about.strip(),
                 _picture(result, folder),
                 *_tables(result, _plotted(result)),
+                *_warning(result),
                 _provenance(result.provenance),
             ]
         )
@@ -156,6 +157,7 @@ def _section(result: Result) -> str:
             _picture(result, ""),
             *tables,
             *_parameters(result),
+            *_warning(result),
             _provenance(result.provenance, whole=True),
         ]
     )
@@ -176,6 +178,11 @@ def _provenance(where: Provenance, *, whole: bool = False) -> str:
         return f"*{where.date[:10]}, {where.machine}*"
     versions = ", ".join(f"{name} {version}" for name, version in where.versions.items())
     return f"*{where.date}, {where.machine}; seed {where.seed}; {versions}*\n\n```\n{where.command}\n```"
+
+
+def _warning(result: Result) -> Iterator[str]:
+    if result.stopped:
+        yield "Measured in part only: stopped before its end."
 
 
 def _parameters(result: Result) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """Runs scenarios one after the other, shows how far they are, and hands on each result whenever it has grown."""
 
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +11,8 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from .results import Observation, Plan, Provenance, Result, Run, Scenario
+
+Observations = Generator[Observation, None, None]
 
 
 class Measurable(Protocol):
@@ -22,7 +25,7 @@ class Measurable(Protocol):
         """What goes into the results beside the observations."""
 
     @staticmethod
-    def measure(plan: Plan) -> Iterator[Observation]:
+    def measure(plan: Plan) -> Observations:
         """Repetition by repetition, contenders in turns; yields as it goes."""
 
 
@@ -67,13 +70,16 @@ class Suite:
                     self.console.print(escape(f"{name} failed\n{traceback.format_exc()}"), highlight=False)
         return failed
 
-    def _measure(self, observations: Iterator[Observation], result: Result, keep: Keep, shown: "_Shown") -> None:
-        with shown:
+    def _measure(self, observations: Observations, result: Result, keep: Keep, shown: "_Shown") -> None:
+        result.stopped = True
+        with shown, closing(observations):  # whoever is interrupted stops what goes on in lanes
             for observation in observations:
                 result.observations.append(observation)
                 keep(result)
                 shown.count(len(result.observations))
                 self.console.print(escape(_line(result.scenario, observation)), highlight=False)
+        result.stopped = False
+        keep(result)
 
     def _expected(self, name: str, plan: Plan) -> int:
         """Observations, as far as an earlier result tells; 0 if it does not."""

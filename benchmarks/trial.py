@@ -1,9 +1,12 @@
 """One contender, one file of requests, one gateway: what the scenarios about limits have in common."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, groupby
+from operator import attrgetter
 from typing import TypedDict
 
 import httpx
@@ -13,8 +16,9 @@ from kimi_async.mock import MockSettings
 
 from .contenders import CONTENDERS
 from .contenders.contract import Account, Outcome, Request
+from .lanes import Lane, side_by_side
 from .processes import contest, gateway
-from .results import Observation, Plan
+from .results import LOST, OURS, Observation, Plan
 
 LIMITS = RateLimits(concurrency=40, rpm=60, tpm=30_000, minute=6.0)
 """The account that most scenarios are about. In a minute of 6 s the half percent of it that ``kimi_async`` keeps as
@@ -24,7 +28,7 @@ processor, which is not scaled with the minute, stays below a percent of two min
 LATENCY = 0.2
 """Seconds: 2 of a real minute's."""
 
-PATIENCE = 3.0
+PATIENCE = 2.0
 """Times the ideal, after which a contender is stopped..."""
 
 RETRIES = 10.0
@@ -88,6 +92,7 @@ def trial(
     *,
     patience: float,
     told: RateLimits | None = None,
+    lane: Lane | None = None,
 ) -> Trial:
     """Let a contender send requests to a gateway of its own.
 
@@ -97,9 +102,10 @@ def trial(
         settings: of the gateway.
         patience: seconds.
         told: what the contender is told about the account; default the truth.
+        lane: where it waits for those that begin with it.
     """
     with gateway(settings) as base_url:
-        return at(base_url, name, requests, settings, patience=patience, told=told)
+        return at(base_url, name, requests, settings, patience=patience, told=told, lane=lane)
 
 
 def at(
@@ -111,10 +117,11 @@ def at(
     patience: float,
     told: RateLimits | None = None,
     beside: AbstractContextManager[object] | None = None,
+    lane: Lane | None = None,
 ) -> Trial:
     """The same at a gateway that runs already, with whatever else goes on meanwhile."""
     with beside or nullcontext():
-        found = contest(name, account(base_url, told or settings.limits), requests, patience=patience)
+        found = contest(name, account(base_url, told or settings.limits), requests, patience=patience, lane=lane)
         stats: Stats = httpx.get(f"{base_url}/stats", trust_env=False).json()
     return Trial(found.outcomes, found.seconds, stats, settings.limits)
 
@@ -142,6 +149,49 @@ def entrants(plan: Plan, *, minute: float) -> Iterator[str]:
 def patience(ideal: float) -> float:
     """Seconds that a contender gets where the ideal schedule takes ``ideal``."""
     return PATIENCE * ideal + RETRIES
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One observation that is to be made in a lane.
+
+    Attributes:
+        case: its name.
+        name: of the contender.
+        repetition: from 0.
+        values: makes its figures.
+        long: whether others may be begun meanwhile.
+    """
+
+    case: object
+    name: str
+    repetition: int
+    values: Callable[[Lane], dict[str, float]]
+    long: bool = False
+
+    def __call__(self, lane: Lane) -> list[Observation]:
+        """The observation; none if the contender's process failed."""
+        return list(observed(self.case, self.name, self.repetition, partial(self.values, lane)))
+
+
+def in_lanes(plan: Plan, tasks: Iterable[Task]) -> Iterator[Observation]:
+    """Observations as they come; the tasks are begun in their order, ``plan.lanes`` at a time.
+
+    Who loses prompts in a case, but for ``kimi_async``, is not measured in it again: it does not compete there, and
+    who loses most takes longest.
+
+    Args:
+        plan: tells how many at a time.
+        tasks: in the order of repetitions.
+    """
+    lost: set[tuple[str, str]] = set()
+    for _, repetition in groupby(tasks, attrgetter("repetition")):
+        left = [task for task in repetition if (str(task.case), task.name) not in lost]
+        with closing(side_by_side(left, plan.lanes)) as found:
+            for observation in chain.from_iterable(found):
+                if observation.values.get(LOST) and observation.contender != OURS:
+                    lost.add((observation.case, observation.contender))
+                yield observation
 
 
 def observed(

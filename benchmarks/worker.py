@@ -1,7 +1,9 @@
 """What a contender's process runs, in the contender's own environment: a job on standard input, its result on output.
 
-Both are one line of JSON. What the contender itself prints goes to standard error. It imports the standard library
-and the contender's module alone: nothing else may be installed there, and nothing else is to be measured.
+Both are one line of JSON. Between them, when the contender is imported and has opened what it needs, there is a line
+each way: one to say so, and one to let it begin. What the contender itself prints goes to standard error. It imports
+the standard library and the contender's module alone: nothing else may be installed there, and nothing else is to be
+measured.
 """
 
 import asyncio
@@ -11,7 +13,6 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
@@ -30,43 +31,57 @@ def main() -> None:
     run = entry.load()
     imported = time.perf_counter() - began
     requests = [Request(**request) for request in job["requests"]]
-    progress = Progress(len(requests))
-    end = _ending(answers, progress, imported)
-    watch = threading.Timer(
-        entry.settling + job["patience"], end
-    )  # a thread, since a loop that is stuck cannot stop itself
-    watch.daemon = True
-    watch.start()
+    measurement = _Measurement(answers, len(requests), imported, entry.settling + job["patience"])
 
     async def whole() -> None:
-        await run(Account(**job["account"]), requests, progress)
-        end()
+        await run(Account(**job["account"]), requests, measurement.progress)
+        measurement.end()
 
     asyncio.run(whole())
 
 
-def _ending(answers: TextIO, progress: Progress, imported: float) -> Callable[[], None]:
-    """What answers with all that was measured from now on, once, and ends the process.
+class _Measurement:
+    """What is measured from the beginning on, and told once.
 
-    What is still open then is dropped, not closed in order: that is not measured, and some take long for it.
+    Args:
+        answers: where to.
+        count: of requests.
+        imported: seconds that the import took.
+        patience: seconds after which it is told how far the contender is.
     """
-    begin = time.process_time()
-    once = threading.Lock()
 
-    def end() -> None:
-        with once:
-            cpu = time.process_time() - begin
+    def __init__(self, answers: TextIO, count: int, imported: float, patience: float) -> None:
+        self.progress = Progress(count, self._begin)
+        self._answers = answers
+        self._imported = imported
+        self._patience = patience
+        self._cpu = 0.0
+        self._once = threading.Lock()
+
+    def _begin(self) -> None:
+        print("ready", file=self._answers, flush=True)
+        if not sys.stdin.readline():
+            os._exit(1)  # nobody is there any more
+        watch = threading.Timer(self._patience, self.end)  # a thread, since a loop that is stuck cannot stop itself
+        watch.daemon = True
+        watch.start()
+        self._cpu = time.process_time()
+
+    def end(self) -> None:
+        """Answer, and end the process.
+
+        What is still open then is dropped, not closed in order: that is not measured, and some take long for it.
+        """
+        with self._once:
+            cpu = time.process_time() - self._cpu
             result = {
-                "outcomes": [asdict(outcome) for outcome in progress.outcomes()],
+                "outcomes": [asdict(outcome) for outcome in self.progress.outcomes()],
                 "cpu": cpu,
                 "peak_memory": _peak_memory(),
-                "imported": imported,
+                "imported": self._imported,
             }
-            answers.write(json.dumps(result) + "\n")
-            answers.flush()
+            print(json.dumps(result), file=self._answers, flush=True)
             os._exit(0)
-
-    return end
 
 
 def _peak_memory() -> int:

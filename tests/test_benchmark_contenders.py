@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,7 @@ from openai import AsyncOpenAI
 from benchmarks import contenders, processes, venvs
 from benchmarks.contenders import CONTENDERS, Entry, admitted
 from benchmarks.contenders.contract import API_KEY, Account, Outcome, Progress, Request, ask_all
+from benchmarks.lanes import Lane
 from benchmarks.processes import Contest, contest, gateway
 from kimi_async import RateLimits
 from kimi_async.mock import Faults, MockSettings
@@ -148,6 +150,7 @@ WORKER = """
         settling = 0.0
         def load(self):
             async def run(account, requests, progress):
+                progress.begin()
                 {body}
             return run
 
@@ -156,26 +159,35 @@ WORKER = """
 """
 
 
-def work(body):
-    """What a worker whose contender does that prints, and what it prints beside it."""
+def work(body, *, begin=True):
+    """What a worker whose contender does that once it may begin prints, and what it prints beside it."""
     job = {"contender": "it", "account": {"base_url": "", "concurrency": 1, "rpm": 1, "tpm": 1}, "patience": 0.2}
     job["requests"] = [{"text": "a", "prompt_tokens": 1, "max_tokens": 1}] * 2
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(WORKER).format(body=body)],
-        input=json.dumps(job) + "\n",
+        input=json.dumps(job) + "\nbegin\n" * begin,
         capture_output=True,
         text=True,
         cwd=ROOT,
         timeout=30,
         check=False,
     )
-    return done.stdout, done.stderr
+    return done.stdout.removeprefix("ready\n"), done.stderr
 
 
 def test_a_contender_that_never_lets_the_loop_go_is_stopped():
     """Its one answer counts."""
     printed, _ = work("progress.finished(0)\n            while True: pass")
     assert [outcome["answered"] for outcome in json.loads(printed)["outcomes"]] == [True, False]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not let choose")
+def test_a_process_is_kept_on_one_core_once_it_is_ready():
+    """It may use all of them before."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        assert os.sched_getaffinity(process.pid) == os.sched_getaffinity(0)
+        processes._pin(process.pid, processes.CLIENT)
+        assert os.sched_getaffinity(process.pid) == {min(os.sched_getaffinity(0))}
 
 
 def test_what_a_contender_prints_does_not_mix_with_the_result():
@@ -189,7 +201,19 @@ def test_what_a_contender_prints_does_not_mix_with_the_result():
 def test_what_a_failing_process_printed_is_told():
     """The traceback is in the message."""
     with pytest.raises(RuntimeError, match=r"(?s)httpx failed in its process: exit status 1.*JSONDecodeError"):
-        processes._worker("httpx", "no job\n", timeout=30)
+        processes._worker("httpx", "no job", Lane(), timeout=30)
+
+
+def test_a_contender_that_nobody_lets_begin_sends_nothing():
+    """Whoever started it is gone."""
+    assert work("print('sent')", begin=False) == ("", "")
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_every_contender_says_when_it_is_ready(name):
+    """In its own module, or by way of ``all_at_once``."""
+    text = (Path(contenders.__file__).parent / f"{CONTENDERS[name].module}.py").read_text(encoding="utf-8")
+    assert "progress.begin()" in text or f"{CONTENDERS[name].run} = all_at_once(" in text
 
 
 def test_a_contender_is_not_led_astray_by_the_environment(monkeypatch):

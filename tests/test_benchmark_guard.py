@@ -74,10 +74,11 @@ def test_figures_that_are_not_guarded_may_change():
 
 
 def test_only_those_are_measured_who_are_needed():
-    """An ideal needs no rivals; a scenario without a guard needs no measuring."""
-    everybody = frozenset({"kimi_async", "httpx"})
+    """An ideal needs no rivals, a scenario without a guard no measuring; anything else, one other contender."""
+    everybody = frozenset({"kimi_async", "httpx", "AsyncOpenAI", "lm-deluge"})
+    both = frozenset({"kimi_async", "AsyncOpenAI"})
     plain, ideal = replace(SECONDS, guarded=False), replace(SECONDS, ideal=1.0)
-    for figures, entrants in (((plain,), set()), ((plain, ideal), {"kimi_async"}), ((ideal, RATE), everybody)):
+    for figures, entrants in (((plain,), set()), ((plain, ideal), {"kimi_async"}), ((ideal, RATE), both)):
         assert guard.entrants(result({}, figures=figures).scenario, everybody) == entrants
 
 

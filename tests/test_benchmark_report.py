@@ -140,6 +140,24 @@ def test_a_remark_is_about_figures_and_cases():
     assert [[remark.text for remark in row.remarks] for row in rows] == [["Edges."], []]
 
 
+def test_a_yardstick_competes_in_no_row():
+    """It is in the tables all the same."""
+    values = {"a": {"kimi_async": [2], "a bare line": [1], "httpx": [3]}}
+    row = only_row(values, yardsticks=("a bare line",))
+    assert (row.other, row.standing) == ("httpx", "worse")
+    assert "| a bare line | 1.00 |" in report.markdown(Run([result(values, yardsticks=("a bare line",))]))
+
+
+def test_a_result_that_was_stopped_says_so():
+    """In the report, behind its tables."""
+    made = result({"a": {"kimi_async": [1], "httpx": [2]}})
+    text = "Measured in part only"
+    assert text not in report.markdown(Run([made]))
+    made.stopped = True
+    assert text in report.markdown(Run([made]))
+    assert text in report.parts(Run([made]), "results")["makespan"]
+
+
 def test_variants_of_ours_are_nobody_to_be_compared_with():
     """They stand first in tables, and win no row from it."""
     made = result({"a": {"httpx": [3], "kimi_async, uvloop": [1], "kimi_async": [2]}})
@@ -342,16 +360,23 @@ class Measured:
 
 
 def test_each_observation_is_kept_as_it_comes_and_a_failure_stops_only_its_scenario():
-    """What was observed before it stays."""
+    """What was observed before it stays, and is known to be a part."""
     kept = []
     console = Console(file=io.StringIO(), width=200)
     scenarios = {"one": Measured("one", fails=True), "two": Measured("two")}
     suite = Suite(scenarios, console, Run())
     failed = suite.run(
-        Plan(seed=5), lambda: WHERE, lambda one: kept.append((one.scenario.name, len(one.observations)))
+        Plan(seed=5), lambda: WHERE, lambda one: kept.append((one.scenario.name, len(one.observations), one.stopped))
     )
     assert failed == ["one"]
-    assert kept == [("one", 1), ("one", 2), ("two", 1), ("two", 2), ("two", 3)]
+    assert kept == [
+        ("one", 1, True),
+        ("one", 2, True),
+        ("two", 1, True),
+        ("two", 2, True),
+        ("two", 3, True),
+        ("two", 3, False),
+    ]
     assert "two #2: a: kimi_async: seconds 2.00" in console.file.getvalue()
     assert "the gateway is gone" in console.file.getvalue()
 

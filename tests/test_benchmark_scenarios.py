@@ -1,6 +1,7 @@
 """What the scenarios about limits make of a trial: the arithmetic, without any process or network."""
 
 import math
+from functools import partial
 
 import pytest
 
@@ -10,7 +11,7 @@ from benchmarks.prompts import mixed, rpm_bound, sized, tpm_bound
 from benchmarks.results import Plan
 from benchmarks.scenarios import fairness, faults, guide, limits, makespan
 from benchmarks.scenarios.makespan import ALL, BINDINGS, ONE_BY_ONE, REAL, SHORT, Case
-from benchmarks.trial import LIMITS, Trial, account, entrants, observed
+from benchmarks.trial import LIMITS, Task, Trial, account, entrants, in_lanes, observed
 from kimi_async import RateLimits
 from kimi_async.mock import MockSettings
 
@@ -55,6 +56,23 @@ def test_a_contender_whose_process_fails_is_reported_and_left_out(capsys):
     assert "case: it failed in its process" in capsys.readouterr().err
     (seen,) = observed("case", "name", 1, lambda: {"lost": 0})
     assert (seen.case, seen.contender, seen.repetition, seen.values) == ("case", "name", 1, {"lost": 0})
+
+
+def test_who_lost_prompts_in_a_case_is_not_measured_in_it_again():
+    """It does not compete there. Ours is."""
+
+    def values(name, lane):
+        lane.ready()
+        return {"lost": 1.0 if name != "httpx" else 0.0}
+
+    tasks = [
+        Task("case", name, repetition, partial(values, name))
+        for repetition in range(2)
+        for name in ("kimi_async", "httpx", "AsyncOpenAI")
+    ]
+
+    seen = [(one.contender, one.repetition) for one in in_lanes(Plan(lanes=1), tasks)]
+    assert seen == [("kimi_async", 0), ("httpx", 0), ("AsyncOpenAI", 0), ("kimi_async", 1), ("httpx", 1)]
 
 
 # -- files --------------------------------------------------------------------------------------------------------
@@ -117,7 +135,6 @@ def test_all_combinations_are_48_and_each_condition_is_varied_on_its_own():
         "sliding, RPM, 0 ms",
         "sliding, TPM, 0 ms",
         "sliding, concurrency, 0 ms",
-        "sliding, mixed, 50 ms",
         "sliding, mixed, 200 ms",
     ]
 
@@ -157,11 +174,28 @@ def test_who_loses_prompts_has_no_makespan():
 
 
 def test_kimi_async_alone_is_measured_in_the_other_combinations_once():
-    """39 cases by itself in a common run, none in a full or a quick one."""
+    """40 cases by itself in a common run, none in a full or a quick one."""
     assert len(makespan._ours_only(Plan())) == 48 - len(ONE_BY_ONE)
     assert makespan._ours_only(Plan(full=True)) == makespan._ours_only(Plan(quick=True)) == []
-    assert makespan._cases(Plan(quick=True)) == (SHORT,)
-    assert makespan._cases(Plan(full=True)) == (*ALL, SHORT)
+    assert makespan._cases(Plan(quick=True)) == ()
+    assert makespan._cases(Plan(full=True)) == ALL
+
+
+def test_contenders_take_turns_and_real_minutes_begin_first():
+    """Two repetitions; the short file, which is for ``check``, is ours alone."""
+    tasks = list(makespan._tasks(Plan(contenders=frozenset({"kimi_async", "httpx", "LiteLLM Router"}))))
+    assert [(str(task.case), task.name, task.long) for task in tasks[:4]] == [
+        ("sliding, mixed, 0 ms, a real minute", "kimi_async", True),
+        ("sliding, mixed, 0 ms, a real minute", "LiteLLM Router", True),
+        ("sliding, mixed, 0 ms", "kimi_async", False),
+        ("sliding, mixed, 0 ms", "httpx", False),
+    ]
+    assert [(task.name, task.repetition) for task in tasks if task.case == SHORT] == [
+        ("kimi_async", 0),
+        ("kimi_async", 1),
+    ]
+    (quick,) = makespan._tasks(Plan(quick=True, repetitions=1))
+    assert (quick.case, quick.name) == (SHORT, "kimi_async")
 
 
 def test_every_case_has_its_parameters():
@@ -223,7 +257,7 @@ def test_the_ideal_beside_another_client_is_that_of_what_it_leaves():
 def test_faults_are_enough_to_be_counted():
     """2 % of the file, in two minutes and a bit; settings that the mock takes."""
     requests = faults.file(1)
-    assert len(requests) * 0.02 == 25
+    assert len(requests) * 0.02 == 13
     assert 2.0 < faults.best(requests) / faults.BUSY.minute < 2.2
     for case in faults.CASES.values():
         assert MockSettings.from_json(MockSettings(faults=case).to_json()).faults == case

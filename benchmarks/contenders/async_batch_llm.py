@@ -46,7 +46,9 @@ async def _run(account: Account, requests: Sequence[Request], progress: Progress
 
     strategy = CallableStrategy(invoke, error_classifier=OpenAIErrorClassifier(), max_concurrency=account.concurrency)
     prompts = [(str(index), str(index)) for index in range(len(requests))]
-    batch = await process_prompts(strategy, prompts, config=_config(account, estimate))
+    config = _config(account, estimate)
+    progress.begin()
+    batch = await process_prompts(strategy, prompts, config=config)
     for item in batch.results:
         if not item.success:
             progress.finished(int(item.item_id), f"{item.error}"[:300])

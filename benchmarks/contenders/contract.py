@@ -85,12 +85,19 @@ class Progress:
     """The outcomes so far: a contender that is stopped half-way keeps what it has.
 
     Args:
-        count: of the requests. Until it is told otherwise, all of them are submitted now.
+        count: of the requests.
+        ready: called when the contender is ready to send, and returns when it may.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, ready: Callable[[], None] = lambda: None) -> None:
+        self._ready = ready
         self._submitted = [time.monotonic()] * count
         self._outcomes: list[Outcome | None] = [None] * count
+
+    def begin(self) -> None:
+        """The contender has opened whatever it needs. Until it is told otherwise, all requests are submitted now."""
+        self._ready()
+        self._submitted = [time.monotonic()] * len(self._submitted)
 
     def submitted(self, index: int) -> None:
         """The contender has request ``index`` from now on."""
@@ -116,14 +123,16 @@ Connect = Callable[[Account], Awaitable[Ask]]
 """Opens a client on the running loop. It is never closed: it lives as long as the process that measures it."""
 
 Run = Callable[[Account, Sequence[Request], Progress], Awaitable[None]]
-"""Sends all requests, submitted at once, and returns when all of them are finished."""
+"""Sends all requests, submitted at once, and returns when all of them are finished. Calls ``begin`` before."""
 
 
 def all_at_once(connect: Connect) -> Run:
     """A run in which each request is a call of its own, as ``asyncio.gather`` makes them."""
 
     async def run(account: Account, requests: Sequence[Request], progress: Progress) -> None:
-        await ask_all(await connect(account), requests, progress)
+        ask = await connect(account)
+        progress.begin()
+        await ask_all(ask, requests, progress)
 
     return run
 

@@ -26,6 +26,7 @@ async def run(account: Account, requests: Sequence[Request], progress: Progress)
         headers={"Authorization": f"Bearer {account.api_key}"},
         timeout=aiohttp.ClientTimeout(total=TIMEOUT),
     ) as session:
+        progress.begin()
         await _Processor(account, requests, progress, session).run()
 
 

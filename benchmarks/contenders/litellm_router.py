@@ -7,17 +7,18 @@ attempt may take 120 s.
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 
 import litellm
 from litellm import Router
 
-from .contract import MODEL, TEMPERATURE, TIMEOUT, Account, Ask, Request, all_at_once
+from .contract import MODEL, TEMPERATURE, TIMEOUT, Account, Ask, Progress, Request, ask_all
 
 RETRIES = 8
 
 
 async def connect(account: Account) -> Ask:
-    """From the clock's next minute on, so that all runs meet its counters alike."""
+    """One router."""
     litellm.suppress_debug_info = True
     litellm.telemetry = False
     logging.getLogger("LiteLLM Router").setLevel(logging.ERROR)
@@ -35,7 +36,6 @@ async def connect(account: Account) -> Ask:
         num_retries=RETRIES,
         timeout=TIMEOUT,
     )
-    await asyncio.sleep(-time.time() % 60.0)
 
     async def ask(request: Request) -> bool:
         await router.acompletion(
@@ -46,4 +46,9 @@ async def connect(account: Account) -> Ask:
     return ask
 
 
-run = all_at_once(connect)
+async def run(account: Account, requests: Sequence[Request], progress: Progress) -> None:
+    """From the clock's next minute on, so that all runs meet its counters alike."""
+    ask = await connect(account)
+    progress.begin()
+    await asyncio.sleep(-time.time() % 60.0)
+    await ask_all(ask, requests, progress)

@@ -6,10 +6,11 @@ from functools import partial
 from random import Random
 
 from benchmarks.contenders.contract import Request
+from benchmarks.lanes import Lane
 from benchmarks.prompts import sized
 from benchmarks.results import LOST, Figure, Observation, Plan, Remark, Scenario
 from benchmarks.schedule import ideal, makespan
-from benchmarks.trial import Trial, entrants, observed, patience, trial
+from benchmarks.trial import Task, Trial, entrants, in_lanes, patience, trial
 from kimi_async import RateLimits
 from kimi_async.mock import MockSettings
 
@@ -27,7 +28,8 @@ SCENARIO = Scenario(
 32,000 TPM. A minute takes {LIMITS.minute:g} s here, an answer {LATENCY:g} s; the gateway counts an exact sliding
 minute. Whoever sends a fourth request in a minute is refused, and the second that the refusal advises to wait is a
 sixth of this minute where it is a sixtieth of Kimi's: retries reach ten times as far here. A contender that loses
-prompts has no makespan.""",
+prompts has no makespan, and is measured once. Several contenders are measured at a time, each with its own
+gateway.""",
     remarks=(
         Remark(
             "ratio",
@@ -51,6 +53,7 @@ def parameters(plan: Plan) -> dict[str, object]:
     return {
         "limits": asdict(LIMITS),
         "latency": LATENCY,
+        "lanes": plan.lanes,
         "tokens": [request.tokens for request in requests],
         "ideal": best(requests),
     }
@@ -62,12 +65,14 @@ def measure(plan: Plan) -> Iterator[Observation]:
     least = best(requests)
     settings = MockSettings(limits=LIMITS, latency=LATENCY, latency_jitter=0.0)
 
-    def send(name: str) -> dict[str, float]:
-        return values(trial(name, requests, settings, patience=patience(least)), least)
+    def send(name: str, lane: Lane) -> dict[str, float]:
+        return values(trial(name, requests, settings, patience=patience(least), lane=lane), least)
 
-    for repetition in range(plan.repetitions):
-        for name in entrants(plan, minute=LIMITS.minute):
-            yield from observed("3 RPM", name, repetition, partial(send, name))
+    names = list(entrants(plan, minute=LIMITS.minute))
+    repetitions = range(plan.repetitions)
+    return in_lanes(
+        plan, [Task("3 RPM", name, number, partial(send, name)) for number in repetitions for name in names]
+    )
 
 
 def file(seed: int) -> list[Request]:

@@ -12,11 +12,12 @@ import httpx
 
 from benchmarks.contenders.contract import API_KEY, MODEL, TEMPERATURE, Request
 from benchmarks.crowd import halves, pinned
+from benchmarks.lanes import Lane
 from benchmarks.processes import gateway
 from benchmarks.prompts import mixed, sized
 from benchmarks.results import LOST, Figure, Observation, Plan, Remark, Scenario
 from benchmarks.schedule import ideal, makespan
-from benchmarks.trial import LATENCY, LIMITS, Trial, at, entrants, observed, patience
+from benchmarks.trial import LATENCY, LIMITS, Task, Trial, at, entrants, in_lanes, patience
 from kimi_async import RateLimits
 from kimi_async.mock import MockSettings
 
@@ -65,7 +66,8 @@ The account of the makespan, its sliding gateway, and files of mixed requests th
 A contender is told twice the true limits, all three of them, or half of them; or the true ones, while another client
 sends {RPM // 3} requests a minute on the same account, evenly, and never tries one again that was refused. The
 *ideal* knows the truth: the account's limits, less what the other client takes. Told half the limits, twice the ideal
-is what a client that keeps to its word can reach; faster is who does not.""",
+is what a client that keeps to its word can reach; faster is who does not. Several contenders are measured at a time,
+each with its own gateway.""",
     figures=(
         Figure("ratio", "Makespan, times the ideal of what is really there", 3, ideal=1.0),
         Figure("refused", "Attempts that the gateway refused", 0),
@@ -86,6 +88,13 @@ is what a client that keeps to its word can reach; faster is who does not.""",
             "until it is refused no more. A ledger that both clients share would change it.",
         ),
         Remark(
+            "*",
+            "told twice*",
+            "kimi_async believes what it is told, sends as much at once, and learns the truth from refusals, the only "
+            "place where Kimi tells limits. Who sends one after the other from the beginning meets fewer; to be told "
+            "the truth changes it.",
+        ),
+        Remark(
             "ratio",
             "told half*",
             "kimi_async keeps the limits that it is told: lower ones are how a user leaves room for somebody else. "
@@ -100,6 +109,7 @@ def parameters(plan: Plan) -> dict[str, object]:
     return {
         "limits": asdict(LIMITS),
         "latency": LATENCY,
+        "lanes": plan.lanes,
         "cases": {
             case.name: {
                 "told": asdict(case.told),
@@ -114,20 +124,26 @@ def parameters(plan: Plan) -> dict[str, object]:
 
 def measure(plan: Plan) -> Iterator[Observation]:
     """Case by case, contenders in turns."""
+    return in_lanes(plan, _tasks(plan))
+
+
+def _tasks(plan: Plan) -> Iterator[Task]:
     for repetition in range(plan.repetitions):
         for case in CASES:
             requests = case.file(plan.seed)
             for name in entrants(plan, minute=LIMITS.minute):
-                yield from observed(case.name, name, repetition, partial(_values, case, name, requests))
+                yield Task(case.name, name, repetition, partial(_values, case, name, requests))
 
 
-def _values(case: Case, name: str, requests: list[Request]) -> dict[str, float]:
+def _values(case: Case, name: str, requests: list[Request], lane: Lane) -> dict[str, float]:
     least = case.ideal(requests)
     settings = MockSettings(limits=LIMITS, latency=LATENCY, latency_jitter=0.0)
     sent, refused = (get_context("spawn").Value("i", 0) for _ in range(2))
     with gateway(settings) as base_url:
         other = _other_client(base_url, case.foreign, sent, refused) if case.foreign else nullcontext()
-        found = at(base_url, name, requests, settings, patience=patience(least), told=case.told, beside=other)
+        found = at(
+            base_url, name, requests, settings, patience=patience(least), told=case.told, beside=other, lane=lane
+        )
     return values(found, least, sent.value, refused.value)
 
 

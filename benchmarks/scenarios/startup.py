@@ -63,7 +63,7 @@ print(*(1000 * (there - here) for there, here in [*zip(imported, began), *zip(an
 PROGRAMS = {"kimi_async": _KIMI, "httpx": _HTTPX, "AsyncOpenAI": _OPENAI}
 """A program of each."""
 
-RUNS = 5
+RUNS, QUICK_RUNS = 5, 3
 """Programs that are started one after the other; the fastest counts."""
 
 SCENARIO = Scenario(
@@ -93,7 +93,7 @@ vocabulary for counting tokens before its first request; nobody else counts.""",
 
 def parameters(plan: Plan) -> dict[str, object]:
     """The programs."""
-    return {"runs": RUNS, "programs": PROGRAMS}
+    return {"runs": _runs(plan), "programs": PROGRAMS}
 
 
 def measure(plan: Plan) -> Iterator[Observation]:
@@ -102,11 +102,15 @@ def measure(plan: Plan) -> Iterator[Observation]:
     with gateway(MockSettings(latency=0.0, latency_jitter=0.0)) as base_url:
         for repetition in range(plan.repetitions):
             for name in names:
-                yield from observed("a fresh process", name, repetition, partial(_values, name, base_url))
+                yield from observed("a fresh process", name, repetition, partial(_values, name, base_url, _runs(plan)))
 
 
-def _values(name: str, base_url: str) -> dict[str, float]:
-    runs = [_run(PROGRAMS[name], base_url) for _ in range(RUNS)]
+def _runs(plan: Plan) -> int:
+    return QUICK_RUNS if plan.quick else RUNS
+
+
+def _values(name: str, base_url: str, count: int) -> dict[str, float]:
+    runs = [_run(PROGRAMS[name], base_url) for _ in range(count)]
     figures = ("import", "import_cpu", "answer", "answer_cpu")
     return {figure: min(run[place] for run in runs) for place, figure in enumerate(figures)}
 

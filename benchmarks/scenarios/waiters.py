@@ -9,7 +9,7 @@ from functools import partial
 from random import Random
 
 from benchmarks.processes import measured
-from benchmarks.results import OURS, Figure, Observation, Plan, Remark, Scenario
+from benchmarks.results import OURS, Figure, Observation, Plan, Scenario
 from kimi_async import Cost, RateLimiter, RateLimits
 
 HUGE = 10**9
@@ -30,8 +30,9 @@ Tasks behind a single slot, each ending as soon as it is admitted; a *bare line*
 which their predecessor sets. Microseconds of CPU for each waiter: to *join*, to be *admitted* when all who stand
 before it have gone, and to be *cancelled*, all of them in random order; a line that searched for the leaver would take
 a hundred times longer for each of 100,000 than of 1,000. Compare with the bare line, which grows as well: a longer
-line fits no cache. *Beside* is what the program pays that goes on meanwhile: one admission by a limiter with room, in
-a loop where so many wait for another one.""",
+line fits no cache. It is a yardstick and competes in no row: without a place that can be asked for, a forecast and
+budgets it is no limiter, but the least that asyncio can do. *Beside* is what the program pays that goes on meanwhile:
+one admission by a limiter with room, in a loop where so many wait for another one.""",
     figures=(
         Figure("join", "CPU to join, microseconds a waiter", 1),
         Figure("admit", "CPU to be admitted, microseconds a waiter", 1),
@@ -39,15 +40,8 @@ a loop where so many wait for another one.""",
         Figure("bytes", "Memory, bytes a waiter", 0),
         Figure("beside", "CPU of an admission beside them, microseconds", 2),
     ),
-    remarks=(
-        Remark(
-            "*",
-            "*",
-            "A bare line has no place that can be asked for, no forecast and no budgets: it is the least that asyncio "
-            "can do, not a limiter.",
-        ),
-    ),
     plot="lines",
+    yardsticks=(BARE,),
 )
 
 
