@@ -186,6 +186,24 @@ async def test_a_lost_wake_up_costs_a_turn(shelf):
     assert now() - began < TURN + 0.02
 
 
+async def test_a_place_in_line_that_was_said_to_have_failed_is_looked_after(shelf):
+    """The head that takes it over asks each turn: it does not wait for ever when nobody wakes it."""
+    one, other = process(shelf, wakes=lambda: None), process(shelf)
+    held = await one.reserve(ONE)
+    other._journal.fate.failures = [None, None, "after"]  # of what joins, and stands in line
+    limiter = limiter_of(other)
+    with pytest.raises(LedgerUnavailable):
+        await limiter.acquire(ONE)
+    assert shelf.operations()[-1] == "wait"
+    other._wake_up()  # so it reads that, and by then the next one waits
+    waiting = asyncio.ensure_future(limiter.acquire(ONE).__aenter__())
+    await asyncio.sleep(2.5)
+    one.end(held, answered=True)
+    began = now()
+    (await waiting).cancel()
+    assert now() - began < TURN + 0.02
+
+
 async def test_waiting_costs_a_look_a_turn_and_idling_nothing(shelf):
     """Nobody polls faster."""
     one, other = process(shelf), process(shelf)

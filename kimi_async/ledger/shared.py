@@ -342,7 +342,7 @@ class SharedLedger:
         """See what follows from it."""
         self._disown(own)
         self._leave_unwanted()
-        if own:
+        if own or self._renewal is None:  # we may hold what we were told had failed
             self._keep_alive()
         if loosened:
             self._notify()
@@ -373,7 +373,12 @@ class SharedLedger:
         """Show a sign of life in time, and read with it what others entered, as long as something is at stake."""
         if self._renewal is not None:
             self._renewal.cancel()
+            self._renewal = None
         waiting = self._session.process in self._session.replica.line
         if waiting or self._session.charges() or self._when_away == "share":
             seconds = TURN if waiting else LEASE / 3
-            self._renewal = asyncio.get_running_loop().call_later(seconds, self._tell, Told("alive"))
+            self._renewal = asyncio.get_running_loop().call_later(seconds, self._show_life)
+
+    def _show_life(self) -> None:
+        self._renewal = None
+        self._tell(Told("alive"))
