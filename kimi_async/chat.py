@@ -164,6 +164,8 @@ def plain(message: MessageInput) -> Mapping[str, object]:
 
 def _plain_value(value: object) -> object:
     """The same for what is inside: parts, or calls that Kimi answered, in a message that somebody wrote."""
+    if isinstance(value, str):  # most are; to ask what else it is takes longer than all the rest
+        return value
     if isinstance(value, BaseModel):
         return _dumped(value)
     if isinstance(value, list | tuple):

@@ -6,26 +6,18 @@ that is most of the CPU that a request takes. A stack takes the top one and puts
 
 import asyncio
 import ssl
-import weakref
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Self
 from urllib.request import getproxies, proxy_bypass
 
-import httpcore
 import httpx
 
-from .network import AsyncioBackend
+from .http11 import KEEPALIVE, Http11Connection, traced
+from .network import AsyncioStream, connect_tcp
 
-KEEPALIVE = 60.0
-"""Seconds after which an idle connection is not used again; as long as the minute between two full windows."""
-
-Trace = Callable[[str, dict[str, object]], Awaitable[None]]
-"""httpcore's request extension ``"trace"``: it is told of each step by name."""
-
-Stream = httpcore.AsyncNetworkStream
-
-_NETWORK = AsyncioBackend()
+PORTS = {"http": 80, "https": 443}
 
 
 class ConnectionStack(httpx.AsyncBaseTransport):
@@ -48,7 +40,7 @@ class ConnectionStack(httpx.AsyncBaseTransport):
         try:
             response = await connection.handle_async_request(request)
         except BaseException:
-            self._idle.append(connection)  # httpcore has closed what was open; the transport can connect anew
+            self._idle.append(connection)  # what was open is closed; the transport can connect anew
             raise
         tell_when_closed(response, lambda _: self._idle.append(connection))
         return response
@@ -78,33 +70,18 @@ class DirectConnection(httpx.AsyncBaseTransport):
 
     def __init__(self, verify: ssl.SSLContext) -> None:
         self._verify = verify
-        self._connection: httpcore.AsyncHTTP11Connection | None = None
+        self._connection: Http11Connection | None = None
+        self._origin: tuple[str, bytes] | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request; the next one only after its answer was closed."""
-        url = request.url
-        target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-        sent = httpcore.Request(
-            request.method, target, headers=request.headers.raw, content=request.stream, extensions=request.extensions
-        )
-        try:
-            connection = await self._ready(target.origin, sent)
-            answer = await connection.handle_async_request(sent)
-        except _HTTPCORE_ERRORS as exc:
-            raise _httpx_error(exc) from exc
-        return httpx.Response(
-            answer.status, headers=answer.headers, stream=_Body(answer), extensions=answer.extensions
-        )
-
-    async def _ready(self, origin: httpcore.Origin, request: httpcore.Request) -> httpcore.AsyncHTTP11Connection:
         connection = self._connection
-        if connection is not None:
-            if connection.is_idle() and not connection.has_expired() and connection.can_handle_request(origin):
-                return connection
+        origin = request.url.scheme, request.url.netloc
+        if connection is None or origin != self._origin or not connection.ready:
             await self.aclose()
-        stream = await _open(origin, self._verify, request)
-        self._connection = httpcore.AsyncHTTP11Connection(origin, stream, keepalive_expiry=KEEPALIVE)
-        return self._connection
+            connection = self._connection = Http11Connection(await _open(request, self._verify))
+            self._origin = origin
+        return await connection.send(request)
 
     async def aclose(self) -> None:
         """Close it."""
@@ -113,52 +90,20 @@ class DirectConnection(httpx.AsyncBaseTransport):
             self._connection = None
 
 
-async def _open(origin: httpcore.Origin, verify: ssl.SSLContext, request: httpcore.Request) -> Stream:
-    """What ``httpcore.AsyncHTTPConnection`` does for its first request; the later ones it would only slow down."""
-    trace: Trace = request.extensions.get("trace") or _ignore
-    host, timeout = origin.host.decode("ascii"), request.extensions.get("timeout", {}).get("connect")
-    stream = await _traced("connect_tcp", trace, _NETWORK.connect_tcp, host=host, port=origin.port, timeout=timeout)
-    if origin.scheme == b"https":
+async def _open(request: httpx.Request, verify: ssl.SSLContext) -> AsyncioStream:
+    """A stream to a request's host, with the steps traced that httpcore traces."""
+    url, timeout = request.url, request.extensions.get("timeout", {}).get("connect")
+    if url.scheme not in PORTS:
+        raise httpx.UnsupportedProtocol(f"the URL {str(url)!r} begins with neither http:// nor https://")
+    host = url.raw_host.decode("ascii")
+    place = {"host": host, "port": url.port or PORTS[url.scheme], "timeout": timeout}
+    stream = await traced(request, "connection.connect_tcp", place, partial(connect_tcp, **place))
+    if url.scheme == "https":
         verify.set_alpn_protocols(["http/1.1"])
         name = request.extensions.get("sni_hostname") or host
         tls = {"ssl_context": verify, "server_hostname": name, "timeout": timeout}
-        stream = await _traced("start_tls", trace, stream.start_tls, **tls)
+        stream = await traced(request, "connection.start_tls", tls, partial(stream.start_tls, **tls))
     return stream
-
-
-async def _traced(step: str, trace: Trace, take: Callable[..., Awaitable[Stream]], **arguments: object) -> Stream:
-    """Take a step, and tell of it as httpcore does (https://www.encode.io/httpcore/extensions/#trace)."""
-    await trace(f"connection.{step}.started", arguments)
-    try:
-        stream = await take(**arguments)
-    except BaseException as exc:
-        await trace(f"connection.{step}.failed", {"exception": exc})
-        raise
-    await trace(f"connection.{step}.complete", {"return_value": stream})
-    return stream
-
-
-async def _ignore(event: str, info: dict[str, object]) -> None:
-    """Nobody wants to know."""
-
-
-class _Body(httpx.AsyncByteStream):
-    """An answer's body, with httpx's errors."""
-
-    def __init__(self, answer: httpcore.Response) -> None:
-        self._answer = answer
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        # Not ``aiter_stream``, which may be called once: the openai SDK comes back for what follows "[DONE]".
-        assert isinstance(self._answer.stream, AsyncIterable)
-        try:
-            async for chunk in self._answer.stream:
-                yield chunk
-        except _HTTPCORE_ERRORS as exc:
-            raise _httpx_error(exc) from exc
-
-    async def aclose(self) -> None:
-        await self._answer.aclose()
 
 
 def tell_when_closed(response: httpx.Response, told: Callable[[bool], None]) -> None:
@@ -177,17 +122,10 @@ class ClosingStream(httpx.AsyncByteStream):
 
     def __init__(self, stream: httpx.AsyncByteStream) -> None:
         self._end = _End(stream)
-        weakref.finalize(self, self._end.dropped, asyncio.get_running_loop()).atexit = False
+        self._loop = asyncio.get_running_loop()
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        end = self._end
-        try:
-            async for chunk in end.stream:
-                yield chunk
-        except (httpx.NetworkError, httpx.ProtocolError):
-            end.reached = True
-            raise
-        end.reached = True
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _Parts(self, self._end)
 
     def tell(self, told: Callable[[bool], None]) -> None:
         """Add one to be told, after those before it."""
@@ -196,6 +134,28 @@ class ClosingStream(httpx.AsyncByteStream):
     async def aclose(self) -> None:
         """Close it, and tell, once."""
         await self._end.aclose()
+
+    def __del__(self) -> None:
+        self._end.dropped(self._loop)
+
+
+class _Parts:
+    """Reads a body once. No generator: the event loop keeps a list of those, which costs as much as the reading."""
+
+    def __init__(self, body: ClosingStream, end: "_End") -> None:
+        self._body = body  # which is not dropped as long as somebody reads it
+        self._end = end
+        self._parts = aiter(end.stream)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await anext(self._parts)
+        except (StopAsyncIteration, httpx.NetworkError, httpx.ProtocolError):
+            self._end.reached = True
+            raise
 
 
 class _End:
@@ -224,26 +184,6 @@ class _End:
     def _close_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         if self.told:
             self._closing = loop.create_task(self.aclose())
-
-
-_HTTPX_ERRORS: dict[type[Exception], type[httpx.TransportError]] = {
-    httpcore.ConnectTimeout: httpx.ConnectTimeout,
-    httpcore.ReadTimeout: httpx.ReadTimeout,
-    httpcore.WriteTimeout: httpx.WriteTimeout,
-    httpcore.PoolTimeout: httpx.PoolTimeout,
-    httpcore.ConnectError: httpx.ConnectError,
-    httpcore.ReadError: httpx.ReadError,
-    httpcore.WriteError: httpx.WriteError,
-    httpcore.UnsupportedProtocol: httpx.UnsupportedProtocol,
-    httpcore.LocalProtocolError: httpx.LocalProtocolError,
-    httpcore.RemoteProtocolError: httpx.RemoteProtocolError,
-}
-_HTTPCORE_ERRORS = tuple(_HTTPX_ERRORS)
-
-
-def _httpx_error(error: Exception) -> httpx.TransportError:
-    """The error of httpx that has the same name."""
-    return _HTTPX_ERRORS[type(error)](str(error))
 
 
 def _environment_proxy(url: httpx.URL) -> str | None:

@@ -1,16 +1,16 @@
-"""Sockets for httpcore on asyncio's own transports, through the network backend that httpcore lets one choose.
+"""Sockets on asyncio's own transports, with httpx's errors.
 
-Its default goes through anyio, whose locks, scopes and stream layers take a quarter of the CPU of a whole request.
+httpcore's go through anyio, whose locks, scopes and stream layers take a quarter of the CPU of a whole request.
 asyncio's transports read ahead and write at once; what is left to do is to wait where nothing has come yet.
 """
 
 import asyncio
 import ipaddress
+import math
 import ssl
-from collections.abc import Iterable
 from typing import Any, cast
 
-import httpcore
+import httpx
 
 HAPPY_EYEBALLS = 0.25
 """Seconds before a name's next address is tried beside the one that has not answered (RFC 8305, section 5)."""
@@ -18,39 +18,26 @@ HAPPY_EYEBALLS = 0.25
 READ_AHEAD = 65_536
 """Bytes that may come in before anybody asks for them."""
 
-HEAD = 16_384
-"""Bytes that may wait for what is written after them."""
 
+async def connect_tcp(host: str, port: int, timeout: float | None = None) -> "AsyncioStream":
+    """Open a TCP connection; the loop resolves names and tries addresses side by side (RFC 8305).
 
-class AsyncioBackend(httpcore.AsyncNetworkBackend):
-    """Connects; the loop resolves names and tries addresses side by side (RFC 8305)."""
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[object] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        """Open a TCP connection; raises httpcore's ConnectTimeout and ConnectError."""
-        loop = asyncio.get_running_loop()
-        # asyncio's race leaves a socket to the garbage collector when it is cancelled: one address needs none.
-        races = isinstance(loop, asyncio.BaseEventLoop) and not _is_address(host)  # uvloop knows none
-        race: dict[str, Any] = {"happy_eyeballs_delay": HAPPY_EYEBALLS} if races else {}
-        local = None if local_address is None else (local_address, 0)
-        try:
-            async with asyncio.timeout(timeout):
-                _, protocol = await loop.create_connection(_Connection, host, port, local_addr=local, **race)
-        except TimeoutError as exc:
-            raise httpcore.ConnectTimeout(f"no connection to {host}:{port} in {timeout} s") from exc
-        except OSError as exc:
-            raise httpcore.ConnectError(str(exc)) from exc
-        return AsyncioStream(protocol)
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait between two attempts to connect."""
-        await asyncio.sleep(seconds)
+    Raises:
+        httpx.ConnectTimeout: not in so many seconds.
+        httpx.ConnectError: not at all.
+    """
+    loop = asyncio.get_running_loop()
+    # asyncio's race leaves a socket to the garbage collector when it is cancelled: one address needs none.
+    races = isinstance(loop, asyncio.BaseEventLoop) and not _is_address(host)  # uvloop knows none
+    race: dict[str, Any] = {"happy_eyeballs_delay": HAPPY_EYEBALLS} if races else {}
+    try:
+        async with asyncio.timeout(timeout):
+            _, protocol = await loop.create_connection(_Connection, host, port, **race)
+    except TimeoutError as exc:
+        raise httpx.ConnectTimeout(f"no connection to {host}:{port} in {timeout} s") from exc
+    except OSError as exc:
+        raise httpx.ConnectError(str(exc)) from exc
+    return AsyncioStream(protocol)
 
 
 class _Connection(asyncio.Protocol):
@@ -64,6 +51,9 @@ class _Connection(asyncio.Protocol):
         self._full = False
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
+        self._deadline = math.inf
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = math.inf
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.use(cast("asyncio.Transport", transport))  # uvloop's has all its methods and is none
@@ -87,6 +77,7 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.ended = True
         self.error = exc
+        self._set_alarm(math.inf)
         _wake(self._reader)
         self.resume_writing()
 
@@ -101,13 +92,27 @@ class _Connection(asyncio.Protocol):
         """Wait until there is something to read, or the end; raises TimeoutError."""
         loop = asyncio.get_running_loop()
         self._reader = loop.create_future()
-        # A timer alone: ``asyncio.timeout`` costs as much as all the rest of reading a chunk of a stream.
-        timer = None if timeout is None else loop.call_later(timeout, _expire, self._reader)
-        try:
-            await self._reader
-        finally:
-            if timer is not None:
-                timer.cancel()
+        if timeout is not None:
+            self._deadline = loop.time() + timeout
+            if self._alarm_at > self._deadline:
+                self._set_alarm(self._deadline)
+        await self._reader
+
+    def _set_alarm(self, when: float) -> None:
+        """There is one alarm, which is early rather than late: a timer for each read costs as much as the read."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = when
+        self._alarm = None if math.isinf(when) else asyncio.get_running_loop().call_at(when, self._ring)
+
+    def _ring(self) -> None:
+        again = math.inf
+        if self._reader is not None and not self._reader.done():
+            if asyncio.get_running_loop().time() >= self._deadline:
+                self._reader.set_exception(TimeoutError())
+            else:
+                again = self._deadline
+        self._set_alarm(again)
 
     async def room(self, timeout: float | None) -> None:
         """Wait until all that was written has gone out."""
@@ -117,31 +122,22 @@ class _Connection(asyncio.Protocol):
                 await self._writer
 
 
-class AsyncioStream(httpcore.AsyncNetworkStream):
-    """One connection, for one reader and one writer at a time.
-
-    httpcore writes a request in pieces, of which the last may be empty. The first waits for the second, so that head
-    and body leave together: each journey through the operating system costs as much as composing the head.
-    """
+class AsyncioStream:
+    """One connection, for one reader and one writer at a time; the methods of ``httpcore.AsyncNetworkStream``."""
 
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
-        self._held = b""
-        self._beginning = True
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """At most so many bytes; none at the end. Raises httpcore's ReadTimeout and ReadError."""
+        """At most so many bytes; none at the end. Raises httpx's ReadTimeout and ReadError."""
         connection = self._connection
-        if self._held:
-            await self.write(b"", timeout)
         if not connection.received and not connection.ended:
             try:
                 await connection.something(timeout)
             except TimeoutError as exc:
-                raise httpcore.ReadTimeout(f"nothing came for {timeout} s") from exc
+                raise httpx.ReadTimeout(f"nothing came for {timeout} s") from exc
         if connection.error is not None and not connection.received:
-            raise httpcore.ReadError(str(connection.error)) from connection.error
-        self._beginning = True
+            raise httpx.ReadError(str(connection.error)) from connection.error
         data = bytes(connection.received[:max_bytes])
         del connection.received[:max_bytes]
         if not connection.ended and not connection.transport.is_reading():
@@ -149,24 +145,17 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """All of it, to the operating system, but for a first piece. Raises httpcore's WriteTimeout and WriteError."""
+        """All of it, to the operating system. Raises httpx's WriteTimeout and WriteError."""
         connection = self._connection
-        buffer, self._held = self._held + buffer, b""
-        if not buffer:
-            return
         if connection.transport.is_closing():
-            raise httpcore.WriteError("the connection is closed")
-        beginning, self._beginning = self._beginning, False
-        if beginning and len(buffer) <= HEAD:
-            self._held = buffer
-            return
+            raise httpx.WriteError("the connection is closed")
         connection.transport.write(buffer)
         try:
             await connection.room(timeout)
         except TimeoutError as exc:
-            raise httpcore.WriteTimeout(f"nothing went out for {timeout} s") from exc
+            raise httpx.WriteTimeout(f"nothing went out for {timeout} s") from exc
         if connection.error is not None:
-            raise httpcore.WriteError(str(connection.error)) from connection.error
+            raise httpx.WriteError(str(connection.error)) from connection.error
 
     async def aclose(self) -> None:
         """Close it, without waiting for the other side."""
@@ -174,8 +163,8 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
 
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.AsyncNetworkStream:
-        """Encrypt it from now on. Raises httpcore's ConnectTimeout and ConnectError."""
+    ) -> "AsyncioStream":
+        """Encrypt it from now on. Raises httpx's ConnectTimeout and ConnectError."""
         connection = self._connection
         try:
             async with asyncio.timeout(timeout):
@@ -184,10 +173,10 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
                 )
         except TimeoutError as exc:
             connection.transport.abort()
-            raise httpcore.ConnectTimeout(f"no TLS handshake in {timeout} s") from exc
+            raise httpx.ConnectTimeout(f"no TLS handshake in {timeout} s") from exc
         except OSError as exc:  # which ssl.SSLError is as well
             connection.transport.abort()
-            raise httpcore.ConnectError(str(exc)) from exc
+            raise httpx.ConnectError(str(exc)) from exc
         except BaseException:  # cancelled: nobody else knows of this connection yet
             connection.transport.abort()
             raise
@@ -195,10 +184,15 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
         connection.use(transport)
         return AsyncioStream(connection)
 
+    @property
+    def stale(self) -> bool:
+        """Whether something has come, or the end, of a connection from which nothing is awaited."""
+        return bool(self._connection.received) or self._connection.ended
+
     def get_extra_info(self, info: str) -> Any:
-        """What httpcore asks for: ``ssl_object``, and if an idle connection ``is_readable``, which means its end."""
+        """What httpcore's streams know: ``ssl_object``, ``client_addr``, ``server_addr``, ``socket``."""
         if info == "is_readable":
-            return bool(self._connection.received) or self._connection.ended
+            return self.stale
         names = {"client_addr": "sockname", "server_addr": "peername"}
         return self._connection.transport.get_extra_info(names.get(info, info))
 
@@ -209,11 +203,6 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _expire(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_exception(TimeoutError())
 
 
 def _wake(waiter: asyncio.Future[None] | None) -> None:

@@ -10,8 +10,9 @@ from typing import Self
 
 import httpx
 
-from .connections import ConnectionStack, Trace, tell_when_closed
+from .connections import ConnectionStack, tell_when_closed
 from .errors import ConfigurationError
+from .http11 import Trace
 from .limiter import RateLimiter
 from .limits import Cost
 from .reservation import Reservation

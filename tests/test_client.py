@@ -628,7 +628,7 @@ async def test_a_batch_against_a_faulty_gateway_is_answered_whole(monkeypatch):
 
 @pytest.mark.real_time
 async def test_a_wrong_key_is_told_with_the_remedy_and_shown_nowhere(caplog):
-    """httpx, httpcore and asyncio log at their most talkative."""
+    """Whatever logs, at its most talkative."""
     caplog.set_level(logging.DEBUG)
     settings = MockSettings(latency=0, bad_keys=frozenset({"sk-SECRET"}))
     async with running(settings, count_prompt=lambda messages, tools, model: 8) as base_url:
@@ -637,7 +637,6 @@ async def test_a_wrong_key_is_told_with_the_remedy_and_shown_nowhere(caplog):
         async with kimi:
             with pytest.raises(AuthenticationError, match="not interchangeable") as caught:
                 await kimi.ask("hello")
-    assert "send_request_headers" in caplog.text
     assert "SECRET" not in caplog.text
     assert "SECRET" not in everything_in(caught.value)
     assert "SECRET" not in everything_in(caplog.records)

@@ -197,6 +197,17 @@ async def test_all_are_told_once_when_an_answer_is_closed():
             assert told == [("first", read, 1), ("second", read, 1)]
 
 
+async def test_a_connection_goes_to_one_place():
+    """A request to another scheme, host or port gets a new one."""
+    async with serving() as (server, url, stack):
+        for place in (url, url.replace("127.0.0.1", "localhost"), url):
+            assert await get(stack, place) == b"ok"
+        assert server.opened == 3
+        with pytest.raises(httpx.UnsupportedProtocol, match="ftp://kimi"):
+            await get(stack, "ftp://kimi.test/")
+        assert len(stack._all) == 1
+
+
 async def test_closing_closes_all():
     """Idle ones and those in use."""
     async with serving() as (server, url, stack):

@@ -1,4 +1,4 @@
-"""asyncio's sockets under httpcore: what goes through, what breaks, and as which error."""
+"""Sockets on asyncio's transports: what goes through, what breaks, and as which error."""
 
 import asyncio
 import socket
@@ -6,13 +6,12 @@ import ssl
 import struct
 from contextlib import asynccontextmanager, nullcontext
 
-import httpcore
 import httpx
 import pytest
 import trustme
 
 from kimi_async.connections import ConnectionStack
-from kimi_async.network import HEAD, READ_AHEAD, AsyncioBackend
+from kimi_async.network import READ_AHEAD, connect_tcp
 
 pytestmark = pytest.mark.real_time
 
@@ -42,7 +41,7 @@ async def connected(behave, **tls):
         await behave(reader, writer)
 
     server = await asyncio.start_server(remember, "127.0.0.1", 0, limit=2**10, **tls)
-    stream = await AsyncioBackend().connect_tcp("127.0.0.1", server.sockets[0].getsockname()[1], timeout=5)
+    stream = await connect_tcp("127.0.0.1", server.sockets[0].getsockname()[1], timeout=5)
     try:
         yield stream
     finally:
@@ -95,49 +94,17 @@ async def test_and_so_it_does_encrypted(certificates):
         await stream.aclose()
 
 
-async def test_head_and_body_leave_together():
-    """One journey instead of two; what nothing follows leaves when its answer is asked for, or with an empty piece."""
-    arrived = []
-
-    async def note(reader, writer):
-        while data := await reader.read(65_536):
-            arrived.append(data)
-            writer.write(b"ok")
-
-    async with connected(note) as stream:
-        for pieces in ([b"head ", b"body", b""], [b"head alone", b""], [b"and unended"]):
-            for piece in pieces:
-                await stream.write(piece, timeout=5)
-            assert await stream.read(10, timeout=5) == b"ok"
-    assert arrived == [b"head body", b"head alone", b"and unended"]
-
-
-async def test_only_what_begins_a_request_waits():
-    """Neither a large head, nor what is written after the body's first piece, nor anything while somebody reads."""
-    async with connected(echo) as stream:
-        await stream.write(b"x" * (HEAD + 1), timeout=5)
-        assert await read_all(stream, HEAD + 1) == b"x" * (HEAD + 1)
-        for piece in (b"a", b"b", b"c"):
-            await stream.write(piece, timeout=5)
-        assert await read_all(stream, 3) == b"abc"
-        await stream.write(b"d", timeout=5)
-        reading = asyncio.create_task(read_all(stream, 2))
-        await asyncio.sleep(0)
-        await stream.write(b"e", timeout=5)
-        assert await reading == b"de"
-
-
 async def test_a_certificate_that_is_not_trusted_is_a_connect_error(certificates):
     """With OpenSSL's words."""
     async with connected(echo, ssl=certificates[0]) as raw:
-        with pytest.raises(httpcore.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
             await raw.start_tls(ssl.create_default_context(), "localhost", timeout=5)
 
 
 async def test_a_handshake_that_never_ends_times_out(certificates):
     """The server says nothing."""
     async with connected(silence) as raw:
-        with pytest.raises(httpcore.ConnectTimeout, match="no TLS handshake"):
+        with pytest.raises(httpx.ConnectTimeout, match="no TLS handshake"):
             await raw.start_tls(certificates[1], "localhost", timeout=0.05)
 
 
@@ -145,8 +112,8 @@ async def test_nobody_listening_is_a_connect_error():
     """A port that was free a moment ago."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with pytest.raises(httpcore.ConnectError):
-        await AsyncioBackend().connect_tcp("127.0.0.1", port, timeout=5)
+    with pytest.raises(httpx.ConnectError):
+        await connect_tcp("127.0.0.1", port, timeout=5)
 
 
 async def test_a_connect_that_takes_too_long_is_a_connect_timeout(monkeypatch):
@@ -156,23 +123,52 @@ async def test_a_connect_that_takes_too_long_is_a_connect_timeout(monkeypatch):
         await asyncio.Event().wait()
 
     monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", never)
-    with pytest.raises(httpcore.ConnectTimeout):
-        await AsyncioBackend().connect_tcp("kimi.test", 443, timeout=0.01)
+    with pytest.raises(httpx.ConnectTimeout):
+        await connect_tcp("kimi.test", 443, timeout=0.01)
 
 
 async def test_nothing_to_read_is_a_read_timeout():
     """And the connection can still be read from, once something comes."""
     async with connected(echo) as stream:
-        with pytest.raises(httpcore.ReadTimeout):
+        with pytest.raises(httpx.ReadTimeout):
             await stream.read(10, timeout=0.01)
         await stream.write(b"hello", timeout=5)
         assert await stream.read(10, timeout=5) == b"hello"
 
 
+async def test_each_read_has_its_own_timeout():
+    """Though one alarm serves them all: one that was set for later is set anew, and one that rings early, again."""
+    async with connected(echo) as stream:
+        for timeout in (5, 0.02, None, 0.03, 5):
+            await stream.write(b"hello", timeout=5)
+            assert await stream.read(10, timeout=timeout) == b"hello"
+            if timeout == 0.02:
+                with pytest.raises(httpx.ReadTimeout, match=r"0\.02 s"):
+                    await stream.read(10, timeout=timeout)
+        late = asyncio.create_task(stream.read(10, timeout=0.2))
+        await asyncio.sleep(0.1)  # the alarm for 0.03 s rings
+        assert not late.done()
+        await stream.write(b"late", timeout=5)
+        assert await late == b"late"
+
+
+async def test_a_closed_connection_leaves_no_alarm_behind():
+    """Or each would be kept for a quarter of an hour."""
+    async with connected(echo) as stream:
+        await stream.write(b"hello", timeout=5)
+        assert await stream.read(10, timeout=900) == b"hello"
+        alarm = stream._connection._alarm
+        assert not alarm.cancelled()
+        await stream.aclose()
+        await asyncio.sleep(0.01)
+        assert alarm.cancelled()
+        assert stream._connection._alarm is None
+
+
 async def test_a_server_that_takes_nothing_is_a_write_timeout():
     """Once all buffers on the way are full."""
     async with connected(silence) as stream:
-        with pytest.raises(httpcore.WriteTimeout):
+        with pytest.raises(httpx.WriteTimeout):
             await stream.write(BIG * 8, timeout=0.05)
 
 
@@ -187,9 +183,9 @@ async def test_a_reset_is_a_read_error_after_what_had_arrived():
 
     async with connected(reset) as stream:
         await stream.write(b"x", timeout=5)
-        with pytest.raises(httpcore.ReadError):
+        with pytest.raises(httpx.ReadError):
             await stream.read(10, timeout=5)
-        with pytest.raises(httpcore.WriteError):
+        with pytest.raises(httpx.WriteError):
             await stream.write(b"x", timeout=5)
 
 

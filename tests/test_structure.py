@@ -37,7 +37,9 @@ LEAVES = {
     "window": set(),
     "vocabulary": set(),
     "network": set(),
-    "connections": {"network"},
+    "answer": set(),
+    "http11": {"answer"},
+    "connections": {"http11", "network"},
     "fanout": set(),
 }
 """All that each of these imports of the package."""
