@@ -21,10 +21,10 @@ STREAMS = 200
 SLOTS = 20
 LIMITS = RateLimits(concurrency=SLOTS, rpm=100_000, tpm=100_000_000)
 SETTINGS = MockSettings(
-    limits=LIMITS, latency=0.005, tokens_per_second=2_000, completion_ratio=1, completion_spread=0, tokens_per_chunk=2
+    limits=LIMITS, latency=0.005, tokens_per_second=1_000, completion_ratio=1, completion_spread=0, tokens_per_chunk=2
 )
 TOKENS = 100
-SECONDS = TOKENS / 2_000
+SECONDS = TOKENS / 1_000
 
 
 async def read_all(kimi, dice):
@@ -136,7 +136,7 @@ async def statistics(base_url):
 
 def check(stats, ends):
     """Nothing was exceeded, refused or lost."""
-    assert stats["peak_in_flight"] == SLOTS
+    assert 0.9 * SLOTS <= stats["peak_in_flight"] <= SLOTS
     assert stats["refused"]["concurrency"] == 0
     assert ends.count("read") >= STREAMS * 2 // 3
     assert len(set(ends)) == 1 + len(ABANDON)

@@ -97,8 +97,9 @@ has made {FULL_LOG:,} reservations before the clock starts, all within its minut
 
 A *fan-out* is {RESERVATIONS:,} reservations, each of which keeps its slot for {HELD * 1000:.0f} ms, under concurrency
 {LIMITS.concurrency} and {LIMITS.rpm} RPM in a minute of {LIMITS.minute:g} s, shared out equally. All processes have
-the ledger open before the clock starts. The *share* is how many reservations a process had sent when the first one was
-done with its own, as a part of that one's; *most in a minute* counts requests when they were sent, in any window.""",
+the ledger open before the clock starts, and may use all cores. The *share* is how many reservations a process had sent
+when the first one was done with its own, as a part of that one's; *most in a minute* counts requests when they were
+sent, in any window.""",
     figures=(
         Figure("rate", "Reservations a second", 0, "more"),
         Figure("median", "Median latency, ms", 3),
@@ -321,8 +322,7 @@ def _processes(count: int) -> str:
 def _fan_out(kind: Kind, processes: int) -> tuple[float, dict[str, float]]:
     """Seconds for all reservations, and the figures by their names."""
     with _ledger(kind) as (url, _):
-        cores = halves()[0] if kind == "Valkey" else set()
-        sent, began, _ = crowd(processes, cores, time.monotonic, _share, url)
+        sent, began, _ = crowd(processes, set(), time.monotonic, _share, url)
     seconds = max(map(max, sent)) + HELD - began
     values = {"times_ideal": seconds / _ideal(), "most_in_a_minute": most_within(sorted(chain(*sent)), LIMITS.minute)}
     if processes > 1:
@@ -344,8 +344,7 @@ async def _share(member: Member, url: str) -> list[float]:
             sent.append(time.monotonic())
             await asyncio.sleep(HELD)
 
-    async with limiter.acquire(COST):
-        pass  # a ledger that is new lets nobody in for a moment
+    (await limiter.acquire(COST)).cancel()  # a ledger that is new lets nobody in for a moment
     await member.gate()
     await asyncio.gather(*(hold() for _ in range(RESERVATIONS // member.count)))
     await member.gate()
