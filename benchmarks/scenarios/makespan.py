@@ -176,8 +176,8 @@ these rows but those of `gcra`.""",
             "*ratio",
             "sliding, concurrency*",
             "A dozen rounds, in each of which answers are read and requests made before the slots are full again: "
-            "what a request costs the client's processor is in all of them. A parser in C, as aiohttp's is, would "
-            "change it.",
+            "what a request costs the client's processor is in all of them, and kimi_async counts its tokens besides. "
+            "Less work a request would change it.",
         ),
         Remark(
             "*ratio",
