@@ -287,11 +287,15 @@ def test_the_connections_of_a_loop_that_has_ended_are_not_used_in_another():
                 return
             threading.Thread(target=serve, args=(peer,), daemon=True).start()
 
+    async def ask(url):
+        async with asyncio.timeout(2):
+            return await get(stack, url)
+
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=accept, daemon=True).start()
         url = "http://{}:{}".format(*listener.getsockname())
         for path in ("/first", "/second"):
-            assert asyncio.run(get(stack, url + path, read=1.0)) == b"ok"
+            assert asyncio.run(ask(url + path)) == b"ok"
         asyncio.run(stack.aclose())
         gc.collect()
         listener.shutdown(socket.SHUT_RDWR)
