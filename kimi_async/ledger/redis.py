@@ -20,7 +20,7 @@ from typing import Any
 from redis.exceptions import ConnectionError  # noqa: A004 - its own name
 
 from kimi_async.budgets import Room
-from kimi_async.errors import LedgerUnavailable
+from kimi_async.errors import KimiError, LedgerUnavailable
 
 from .journal import TIGHTENING, Line, Read
 from .replica import Entry
@@ -167,7 +167,7 @@ class RedisJournal:
         return "PUBLISH", self._channel(address), "!"
 
     async def _wake(self, address: str) -> None:
-        with suppress(LedgerUnavailable):
+        with suppress(KimiError):
             await self._server.call(self._message(address))
 
 
