@@ -116,6 +116,10 @@ class Work(Protocol[R_co]):
     def long(self) -> bool:
         """Whether others may be begun while this one is under way, since they hardly matter to it."""
 
+    @property
+    def kin(self) -> str:
+        """Only pieces of one kin are begun together."""
+
     def __call__(self, lane: Lane) -> R_co:
         """Do it."""
 
@@ -147,10 +151,12 @@ def side_by_side(pieces: Iterable[Work[R]], lanes: int) -> Generator[R, None, No
 
 
 def _batch(waiting: deque[Work[R]], lanes: int) -> Iterator[Work[R]]:
-    """The next ones: as many as there are lanes, and the long ones between them."""
-    while waiting and (lanes or waiting[0].long):
+    """The next ones: as many of one kin as there are lanes, and the long ones between them."""
+    kin: str | None = None
+    while waiting and (waiting[0].long or (lanes and kin in {None, waiting[0].kin})):
         work = waiting.popleft()
-        lanes -= not work.long
+        if not work.long:
+            lanes, kin = lanes - 1, work.kin
         yield work
 
 

@@ -161,6 +161,7 @@ class Task:
         repetition: from 0.
         values: makes its figures.
         long: whether others may be begun meanwhile.
+        kin: what is begun together with it has the same.
     """
 
     case: object
@@ -168,6 +169,7 @@ class Task:
     repetition: int
     values: Callable[[Lane], dict[str, float]]
     long: bool = False
+    kin: str = ""
 
     def __call__(self, lane: Lane) -> list[Observation]:
         """The observation; none if the contender's process failed."""

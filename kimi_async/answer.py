@@ -8,13 +8,16 @@ MAX_HEAD = 100 * 1024
 
 _REASON = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
 
+_EARLY_BODY = "an informational answer with a body"  # which RFC 9110, section 15.2, knows of none
+
 
 class AnswerParser:
     """What came of the answer to one request, and then of the next one's, on the same connection.
 
     llhttp is strict as it comes: a line that ends in a bare LF, a folded header, two lengths, a length beside
     chunks, a control character in a header are errors. What it leaves to its caller is refused here: a transfer coding
-    other than chunked, a switch of protocols, endless heads. Informational answers (1xx) and trailers are dropped.
+    other than chunked, a switch of protocols, a body before the final head, endless heads. Informational answers (1xx)
+    and trailers are dropped.
 
     Attributes:
         version: such as ``b"HTTP/1.1"``, once ``has_head``.
@@ -119,7 +122,11 @@ class AnswerParser:
             self._problem = "a control character in the status line"
         if status == 101:
             self._problem = "the server switched protocols"
+        if status < 100:
+            self._problem = "a status below 100"
         if status < 200:
+            if any(name.lower() == b"transfer-encoding" for name, _ in self.headers):
+                self._problem = self._problem or _EARLY_BODY
             return
         self.version = b"HTTP/" + self._parser.get_http_version().encode()
         self.status = status
@@ -143,7 +150,9 @@ class AnswerParser:
 
     def on_body(self, part: bytes) -> None:
         """A piece of the body."""
-        if not self.ended:
+        if not self.has_head:
+            self._problem = self._problem or _EARLY_BODY
+        elif not self.ended:
             self.parts.append(part)
             self._received += len(part)
 

@@ -33,17 +33,37 @@ class ConnectionStack(httpx.AsyncBaseTransport):
         self._verify = verify or httpx.create_ssl_context()
         self._idle: list[httpx.AsyncBaseTransport] = []
         self._all: list[httpx.AsyncBaseTransport] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send one request over the connection used last, or a new one."""
-        connection = self._idle.pop() if self._idle else self._connection(request.url)
+        """Send one request over the connection used last, or a new one.
+
+        Raises:
+            RuntimeError: the stack was closed.
+            httpx.TransportError: whatever else goes wrong.
+        """
+        self._enter_loop()
+        if self._closed:
+            raise RuntimeError("no request can be sent: the connections were closed")
+        idle = self._idle
+        connection = idle.pop() if idle else self._connection(request.url)
         try:
             response = await connection.handle_async_request(request)
         except BaseException:
-            self._idle.append(connection)  # what was open is closed; the transport can connect anew
+            idle.append(connection)  # what was open is closed; the transport can connect anew
             raise
-        tell_when_closed(response, lambda _: self._idle.append(connection))
+        tell_when_closed(response, lambda _: idle.append(connection))
+        if self._closed:  # while it was opened through a proxy: httpx's transport has no more to do with it
+            await response.extensions["network_stream"].aclose()
         return response
+
+    def _enter_loop(self) -> None:
+        """The connections of a loop that has ended are of no use in another."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._loop = loop
+            self._idle, self._all = [], []
 
     def _connection(self, url: httpx.URL) -> httpx.AsyncBaseTransport:
         connection: httpx.AsyncBaseTransport
@@ -59,8 +79,10 @@ class ConnectionStack(httpx.AsyncBaseTransport):
         return self
 
     async def aclose(self) -> None:
-        """Close all connections."""
-        self._idle.clear()
+        """Close all connections, those in use as well; none is opened afterwards."""
+        self._enter_loop()
+        self._closed = True
+        self._idle = []  # whoever is still under way returns its connection to the old one
         while self._all:
             await self._all.pop().aclose()
 
@@ -72,19 +94,27 @@ class DirectConnection(httpx.AsyncBaseTransport):
         self._verify = verify
         self._connection: Http11Connection | None = None
         self._origin: tuple[str, bytes] | None = None
+        self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request; the next one only after its answer was closed."""
         connection = self._connection
         origin = request.url.scheme, request.url.netloc
         if connection is None or origin != self._origin or not connection.ready:
-            await self.aclose()
+            await self._drop()
             connection = self._connection = Http11Connection(await _open(request, self._verify))
             self._origin = origin
+        if self._closed:
+            await self._drop()
+            raise httpx.ConnectError("the connection was closed while it was opened")
         return await connection.send(request)
 
     async def aclose(self) -> None:
-        """Close it."""
+        """Close it; none is opened afterwards."""
+        self._closed = True
+        await self._drop()
+
+    async def _drop(self) -> None:
         if self._connection is not None:
             await self._connection.aclose()
             self._connection = None
@@ -94,15 +124,26 @@ async def _open(request: httpx.Request, verify: ssl.SSLContext) -> AsyncioStream
     """A stream to a request's host, with the steps traced that httpcore traces."""
     url, timeout = request.url, request.extensions.get("timeout", {}).get("connect")
     if url.scheme not in PORTS:
-        raise httpx.UnsupportedProtocol(f"the URL {str(url)!r} begins with neither http:// nor https://")
+        raise httpx.UnsupportedProtocol(f"the URL begins with '{url.scheme}://', not with https:// or http://")
     host = url.raw_host.decode("ascii")
     place = {"host": host, "port": url.port or PORTS[url.scheme], "timeout": timeout}
-    stream = await traced(request, "connection.connect_tcp", place, partial(connect_tcp, **place))
-    if url.scheme == "https":
-        verify.set_alpn_protocols(["http/1.1"])
-        name = request.extensions.get("sni_hostname") or host
-        tls = {"ssl_context": verify, "server_hostname": name, "timeout": timeout}
-        stream = await traced(request, "connection.start_tls", tls, partial(stream.start_tls, **tls))
+    opened: list[AsyncioStream] = []
+
+    async def connect() -> AsyncioStream:
+        opened.append(await connect_tcp(**place))
+        return opened[0]
+
+    try:
+        stream = await traced(request, "connection.connect_tcp", place, connect)
+        if url.scheme == "https":
+            verify.set_alpn_protocols(["http/1.1"])
+            name = request.extensions.get("sni_hostname") or host
+            tls = {"ssl_context": verify, "server_hostname": name, "timeout": timeout}
+            stream = await traced(request, "connection.start_tls", tls, partial(stream.start_tls, **tls))
+    except BaseException:  # of a trace, perhaps, when the socket is open already
+        for stream in opened:
+            await stream.aclose()
+        raise
     return stream
 
 

@@ -52,7 +52,7 @@ class Http11Connection:
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._answer = AnswerParser()
-        self._written = False
+        self._lasts = False
         self._idle_until = time.monotonic() + KEEPALIVE
 
     @property
@@ -75,9 +75,9 @@ class Http11Connection:
             try:
                 message = await traced(request, "http11.send_request_headers", info, _composed, request)
                 await traced(request, "http11.send_request_body", info, self._write, message, request)
-                self._written = True
+                self._lasts = not message.closes
             except httpx.WriteError:
-                self._written = False  # a server may answer, and close, before it has read all of a request
+                self._lasts = False  # a server may answer, and close, before it has read all of a request
             await traced(request, "http11.receive_response_headers", info, self._read_head, request)
         except BaseException:
             await traced(request, "http11.response_closed", {}, self.aclose)
@@ -115,7 +115,7 @@ class Http11Connection:
 
     async def finish(self) -> None:
         """Be ready for the next request if both sides have said all that they had to say; else close."""
-        if self._written and self._answer.keep_alive:
+        if self._lasts and self._answer.keep_alive:
             self._idle_until = time.monotonic() + KEEPALIVE
         else:
             await self.aclose()
@@ -211,10 +211,16 @@ _ONCE = {b"host", b"content-length", b"transfer-encoding"}
 
 
 class _Message:
-    """A request's head, and how its body is delimited: by its length, or in chunks (RFC 9112, sections 6 and 7)."""
+    """A request's head, and how its body is delimited: by its length, or in chunks (RFC 9112, sections 6 and 7).
 
-    def __init__(self, head: bytes, length: int | None) -> None:
+    Attributes:
+        head: all of it.
+        closes: whether it asks for the connection to be closed after the answer (RFC 9112, section 9.6).
+    """
+
+    def __init__(self, head: bytes, length: int | None, *, closes: bool) -> None:
         self.head = head
+        self.closes = closes
         self._left = length
 
     def piece(self, content: bytes) -> bytes:
@@ -246,7 +252,13 @@ async def _composed(request: httpx.Request) -> _Message:
     _check(headers, fields)
     lines = [b"%b: %b" % header for header in headers]
     head = b"\r\n".join((b"%b %b HTTP/1.1" % (method, target), *lines, b"", b""))
-    return _Message(head, _length(fields))
+    usual = len(fields) == len(headers) and fields.get(b"connection", b"keep-alive") == b"keep-alive"
+    return _Message(head, _length(fields), closes=not usual and _closes(headers))
+
+
+def _closes(headers: list[tuple[bytes, bytes]]) -> bool:
+    options = b",".join(value for name, value in headers if name.lower() == b"connection")
+    return b"close" in {option.strip() for option in options.lower().split(b",")}
 
 
 def _length(fields: dict[bytes, bytes]) -> int | None:

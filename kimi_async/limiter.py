@@ -169,6 +169,7 @@ class RateLimiter:
 
     def admit_now(self, cost: Cost, place: int | None = None) -> Reservation | None:
         """A reservation if there is room now and nobody waits: what the three verbs have in common."""
+        self._keep_pace()
         if self._line.head is not None or not self._pace.ready():
             return None
         verdict = self.ledger.reserve_now(cost)

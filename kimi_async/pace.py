@@ -75,7 +75,7 @@ class Trial:
     def __init__(self, rpm: int, minute: float) -> None:
         self._minute = minute
         self._rate = rpm / minute
-        self._enough = BURST * rpm
+        self._enough = max(BURST * rpm, 2)  # one request is no burst
         self._ahead = 0.0
         self._latest = 0.0
         self._first: deque[Departed] = deque(maxlen=TRIAL)
@@ -116,13 +116,15 @@ class Trial:
 class Pace:
     """Spreads departures out; it smooths, it is never the guarantee.
 
-    aiolimiter serves its waiters smallest first, so it is asked for one unit at a time, by one waiter at a time:
-    the head of the line. A unit is a quantum, in which ``burst`` requests may leave.
+    aiolimiter serves its waiters smallest first, so it is asked for one unit at a time. Who waits is the head of the
+    line, and whoever was it when a refused request came back to its place before that. A unit is a quantum, in which
+    ``burst`` requests may leave.
     """
 
     def __init__(self, limits: RateLimits, mode: PaceMode = "smooth") -> None:
         self._mode = mode
-        self._news: asyncio.Event | None = None
+        self._news: set[asyncio.Event] = set()
+        self._looked = 0
         self.follow(limits)
 
     def follow(self, limits: RateLimits) -> None:
@@ -163,9 +165,10 @@ class Pace:
         self.take(request)
 
     def look(self) -> None:
-        """A request has ended: see whether that is the news that another one waits for."""
-        if self._news is not None and not self._holds():
-            self._news.set()
+        """A request has ended: see whether that is the news that others wait for."""
+        if self._news and not self._holds():
+            for news in self._news:
+                news.set()
 
     def slow(self) -> bool:
         """Space requests out further, for a gateway that refuses bursts; False when that cannot be why it refused."""
@@ -183,15 +186,18 @@ class Pace:
         return self._trial is not None and self._trial.holds(_now())
 
     async def _hear(self, trial: Trial) -> None:
-        """Wait for news, or for the time to look again."""
-        self._news = asyncio.Event()
+        """Wait for news, or for the time to look again; of several who wait, one looks."""
+        news, looked = asyncio.Event(), self._looked
+        self._news.add(news)
         try:
             async with asyncio.timeout(self._step):
-                await self._news.wait()
+                await news.wait()
         except TimeoutError:
-            trial.look()
+            if looked == self._looked:
+                self._looked += 1
+                trial.look()
         finally:
-            self._news = None
+            self._news.discard(news)
 
     async def _refill(self) -> None:
         quanta = self._quanta

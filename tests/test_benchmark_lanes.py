@@ -20,6 +20,7 @@ class Piece:
     diary: list[str] = field(default_factory=list)
     fails: bool = False
     long: bool = False
+    kin: str = ""
     until: threading.Event | None = None
 
     def __call__(self, lane):
@@ -60,6 +61,16 @@ def test_one_lane_is_one_after_the_other():
     assert diary_of(1, "ab") == ["a comes", "a goes", "a ends", "b comes", "b goes", "b ends"]
 
 
+def test_what_is_begun_together_is_of_one_kin():
+    """Though there are lanes left; a long piece goes with any."""
+    diary: list[str] = []
+    kins = {"a": "x", "b": "x", "c": "y", "L": "z", "d": "y"}
+    pieces = [Piece(name, diary, kin=kin, long=name == "L") for name, kin in kins.items()]
+    assert sorted(side_by_side(pieces, 9)) == sorted(kins)
+    assert {line[0] for line in diary[:6]} == set("ab")
+    assert {line[2:] for line in diary[6:9]} == {"comes"}
+
+
 def test_a_long_piece_goes_on_beside_the_others_and_takes_no_lane():
     """It comes with the first of them and ends when all others have."""
     last = threading.Event()
@@ -93,6 +104,7 @@ class Sleeper:
     """A process that would sleep for long."""
 
     long = False
+    kin = ""
 
     def __init__(self):
         self.status = None

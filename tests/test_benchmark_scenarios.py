@@ -182,14 +182,16 @@ def test_kimi_async_alone_is_measured_in_the_other_combinations_once():
 
 
 def test_contenders_take_turns_and_real_minutes_begin_first():
-    """Two repetitions; the short file, which is for ``check``, is ours alone."""
-    tasks = list(makespan._tasks(Plan(contenders=frozenset({"kimi_async", "httpx", "LiteLLM Router"}))))
-    assert [(str(task.case), task.name, task.long) for task in tasks[:4]] == [
+    """Two repetitions, cases of one contender side by side; the short file, which is for ``check``, is ours alone."""
+    tasks = list(makespan._tasks(Plan(contenders=frozenset({"kimi_async", "httpx", "LiteLLM Router"}), lanes=5)))
+    assert [(str(task.case), task.name, task.long) for task in tasks[:2]] == [
         ("sliding, mixed, 0 ms, a real minute", "kimi_async", True),
         ("sliding, mixed, 0 ms, a real minute", "LiteLLM Router", True),
-        ("sliding, mixed, 0 ms", "kimi_async", False),
-        ("sliding, mixed, 0 ms", "httpx", False),
     ]
+    turns = [task.name for task in tasks[2:18]]
+    assert turns == ["kimi_async"] * 4 + ["httpx"] * 4 + ["kimi_async"] * 4 + ["httpx"] * 4
+    assert [task.case for task in tasks[2:6] + tasks[10:14]] == list(ONE_BY_ONE)
+    assert all(task.kin == task.name for task in tasks)
     assert [(task.name, task.repetition) for task in tasks if task.case == SHORT] == [
         ("kimi_async", 0),
         ("kimi_async", 1),

@@ -1,8 +1,11 @@
 """The stack of connections, over real sockets to a server that counts them."""
 
 import asyncio
+import gc
+import socket
 import ssl
-from contextlib import asynccontextmanager
+import threading
+from contextlib import asynccontextmanager, nullcontext
 
 import httpx
 import pytest
@@ -203,8 +206,9 @@ async def test_a_connection_goes_to_one_place():
         for place in (url, url.replace("127.0.0.1", "localhost"), url):
             assert await get(stack, place) == b"ok"
         assert server.opened == 3
-        with pytest.raises(httpx.UnsupportedProtocol, match="ftp://kimi"):
-            await get(stack, "ftp://kimi.test/")
+        with pytest.raises(httpx.UnsupportedProtocol, match="'ftp://'") as caught:
+            await get(stack, "ftp://user:SECRET@kimi.test/?key=SECRET")
+        assert "SECRET" not in str(caught.value)
         assert len(stack._all) == 1
 
 
@@ -216,6 +220,87 @@ async def test_closing_closes_all():
         await stack.aclose()
         await until(lambda: server.closed == server.opened == 5)
         await unread.aclose()
+        assert stack._idle == stack._all == []
+        with pytest.raises(RuntimeError, match="were closed"):
+            await get(stack, url)
+
+
+@pytest.mark.parametrize("proxied", [False, True])
+async def test_closing_closes_what_is_being_opened(proxied):
+    """Nothing is sent over it, nor kept; a proxy's is closed as soon as its answer begins."""
+    async with serving() as (server, url, _):
+        stack = ConnectionStack(verify=ssl.create_default_context(), proxy=url if proxied else None)
+        asking = asyncio.create_task(get(stack, url))
+        await asyncio.sleep(0)
+        await stack.aclose()
+        with nullcontext() if proxied else pytest.raises(httpx.ConnectError):
+            assert await asking == b"ok"
+        await until(lambda: server.opened == server.closed == 1)
+        assert len(server.served) == proxied
+        assert stack._idle == []
+
+
+async def test_a_body_without_a_length_is_cut_off_by_closing():
+    """Its end is the end of the connection, but not of one that was closed on this side."""
+    async with serving() as (server, url, stack):
+        server.answer = b"HTTP/1.1 200 OK\r\n\r\nhalf"
+        reading = asyncio.create_task(get(stack, url))
+        await until(lambda: server.served)
+        await asyncio.sleep(0.01)
+        await stack.aclose()
+        with pytest.raises(httpx.ReadError):
+            await reading
+
+
+@pytest.mark.parametrize("event", ["connect_tcp.complete", "start_tls.started"])
+async def test_a_trace_that_fails_leaves_no_connection_open(event):
+    """Nobody else knows of it yet."""
+
+    async def trace(name, info):
+        if name == f"connection.{event}":
+            raise ValueError(name)
+
+    async with serving() as (server, url, stack):
+        secure = url.replace("http", "https")
+        with pytest.raises(ValueError, match=event):
+            await stack.handle_async_request(httpx.Request("GET", secure, extensions={"trace": trace}))
+        await until(lambda: server.opened == server.closed == 1)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # of the loop that ended first
+def test_the_connections_of_a_loop_that_has_ended_are_not_used_in_another():
+    """As of a program that calls ``asyncio.run`` twice; the second may also close what the first has opened."""
+    stack = ConnectionStack(verify=ssl.create_default_context())
+    served = []
+
+    def serve(peer):
+        with peer:
+            while data := peer.recv(65_536):
+                served.append((peer.getpeername(), data.split()[1]))
+                peer.send(OK)
+
+    def accept():
+        while True:
+            try:
+                peer, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=(peer,), daemon=True).start()
+
+    async def ask(url):
+        async with asyncio.timeout(2):
+            return await get(stack, url)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        url = "http://{}:{}".format(*listener.getsockname())
+        for path in ("/first", "/second"):
+            assert asyncio.run(ask(url + path)) == b"ok"
+        asyncio.run(stack.aclose())
+        gc.collect()
+        listener.shutdown(socket.SHUT_RDWR)
+    assert [path for _, path in served] == [b"/first", b"/second"]
+    assert len({peer for peer, _ in served}) == 2
 
 
 async def test_all_connections_share_one_tls_context():

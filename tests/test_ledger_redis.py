@@ -2,7 +2,9 @@
 
 import asyncio
 import itertools
+import re
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -12,11 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as Disconnected
+from redis.exceptions import MovedError
 
 from kimi_async.budgets import Room
 from kimi_async.errors import ConfigurationError, LedgerUnavailable
 from kimi_async.ledger import open_ledger
 from kimi_async.ledger import server as redis_server
+from kimi_async.ledger.journal import Read
 from kimi_async.ledger.redis import RedisJournal
 from kimi_async.ledger.replica import Entry, Replica
 from kimi_async.ledger.server import without_password
@@ -288,7 +292,11 @@ async def test_a_clusters_node_that_has_the_account_is_found(new_valkey):  # noq
         ["account"],
         ["account", "on another node"],
     ]
-    for journal in (*journals, elsewhere):
+    through_sockets = [RedisJournal(node.url, "account") for node in nodes]
+    outcomes = await asyncio.gather(*(enter(journal) for journal in through_sockets), return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {Read, ConfigurationError}
+    assert "cluster" in str(next(outcome for outcome in outcomes if isinstance(outcome, ConfigurationError)))
+    for journal in (*journals, elsewhere, *through_sockets):
         await journal.aclose()
 
 
@@ -416,6 +424,58 @@ async def test_at_a_server_that_has_just_begun_nobody_reserves(new_valkey):  # n
     await journal.aclose()
 
 
+async def test_a_server_that_restarted_in_between_is_not_trusted_at_once(new_valkey, monkeypatch):  # noqa: F811
+    """A reservation was decided on what the one before it knew; it is not tried again at that moment."""
+    server = new_valkey(persisted=True)
+    journal = RedisJournal(server.url, "account")
+    last = (await enter(journal, "alive")).entries[-1].id
+    await journal._server.settle()
+    ask, restarts = redis_server._ask, [True]
+
+    async def restart_once(connection, *commands):
+        if "EVALSHA" in [command[0] for command in commands] and restarts and restarts.pop():
+            server.stop()
+            server.start()
+        return await ask(connection, *commands)
+
+    monkeypatch.setattr(redis_server, "_ask", restart_once)
+    read = await enter(journal, "reserve", last=last, room=Room())
+    assert (read.appended, read.lost, restarts) == (False, False, [])
+    await journal._server.settle()
+    assert (await enter(journal, "reserve", last=last, room=Room())).appended
+    await journal.aclose()
+
+
+async def test_a_node_that_the_keys_moved_to_is_not_trusted_at_once(new_valkey, monkeypatch):  # noqa: F811
+    """However long it has been up: it may have been a replica that had not heard all."""
+    one, two = new_valkey(), new_valkey()
+    ask, moves = redis_server._ask, []
+
+    async def ask_old_servers(connection, *commands):
+        if moves and commands[-1][0] == "EVALSHA" and connection.port == one.port:
+            raise MovedError(f"7 127.0.0.1:{two.port}")
+        replies = await ask(connection, *commands)
+        if commands[0][0] == "INFO":
+            return [re.sub(rb"uptime_in_seconds:\d+", b"uptime_in_seconds:999", replies[0])]
+        return replies
+
+    monkeypatch.setattr(redis_server, "_ask", ask_old_servers)
+    journal = RedisJournal(one.tcp_url, "account")
+    assert (await enter(journal, "reserve", room=Room())).appended
+    moves.append(True)
+    begin = time.monotonic()
+    read = await enter(journal, "reserve", room=Room())
+    assert (read.appended, read.lost) == (False, False)
+    while not (await enter(journal, "reserve", room=Room())).appended:
+        pass
+    assert time.monotonic() - begin > 0.25
+    newcomer = RedisJournal(one.tcp_url, "account")  # is led there by the first it asks, which is no change
+    last = (await enter(newcomer)).entries[-1].id
+    assert (await enter(newcomer, "reserve", last=last, room=Room(9, 9))).appended
+    await journal.aclose()
+    await newcomer.aclose()
+
+
 # -- a server that is away --------------------------------------------------------------------------------------
 
 
@@ -464,6 +524,47 @@ async def test_a_connection_that_was_cut_is_made_again(journals, valkey):  # noq
         woken.clear()
         journal.wake(address)
         await woken.wait()
+
+
+@pytest.mark.parametrize("node", ["hangs", "refuses"])
+async def test_a_node_that_is_away_is_left(new_valkey, monkeypatch, node):  # noqa: F811
+    """The next try asks where the URL leads to, and that is where one listens."""
+    monkeypatch.setattr(redis_server, "ANSWER", 0.2)
+    server, silent = new_valkey(), socket.create_server(("127.0.0.1", 0))
+    journal, woken = RedisJournal(server.tcp_url, "account"), asyncio.Event()
+    journal._server._node = {"port": silent.getsockname()[1]}
+    if node == "refuses":
+        silent.close()
+    journal.wake(await journal.listen(woken.set))
+    with pytest.raises(LedgerUnavailable):
+        await enter(journal)
+    journal.wake(await journal.listen(woken.set))
+    async with asyncio.timeout(2):
+        await woken.wait()
+    assert (await enter(journal, "alive")).appended
+    await journal.aclose()
+    silent.close()
+
+
+async def test_who_listens_goes_on_when_its_password_is_accepted_again(new_valkey):  # noqa: F811
+    """An administrator may have changed it for a while."""
+    server, woken = new_valkey("--requirepass", "sesame"), asyncio.Event()
+    url = f"{server.tcp_url}?password=sesame"  # where an error of it is told from others
+    one, other = RedisJournal(url, "account"), RedisJournal(url, "account")
+    address = await one.listen(woken.set)
+    async with Redis.from_url(url) as client:
+        await client.config_set("requirepass", "other")
+        await client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        await asyncio.sleep(0.2)
+        assert not woken.is_set()
+        await client.config_set("requirepass", "sesame")
+    async with asyncio.timeout(2):
+        await woken.wait()
+        woken.clear()
+        other.wake(address)
+        await woken.wait()
+    await one.aclose()
+    await other.aclose()
 
 
 async def test_a_server_that_was_deposed_is_left(new_valkey, ledgers):  # noqa: F811
@@ -555,6 +656,22 @@ async def test_an_odd_address_is_refused(url):
     """Before anything is connected, and without saying what was in it."""
     with pytest.raises(ConfigurationError, match="no URL of a server") as caught:
         await open_ledger(url)
+    assert "cret" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("option", ["protocol=3", "decode_responses=1", "socket_timeout=0.000001", "encoding=utf-16"])
+async def test_options_of_an_address_do_not_change_what_we_rely_on(valkey, option):  # noqa: F811
+    """They are those of other clients of the same server."""
+    journal = RedisJournal(f"{valkey.url}?{option}", next(ACCOUNTS))
+    assert operations(await enter(journal, "reserve", "sent")) == ["reserve", "sent"]
+    await journal.aclose()
+
+
+@pytest.mark.parametrize("option", ["cret=1", "health_check_interval=cret"])
+async def test_an_odd_option_of_an_address_is_refused(option):
+    """In our words, and without saying what was in it."""
+    with pytest.raises(ConfigurationError, match="redis://host: ") as caught:
+        await open_ledger(f"redis://host?{option}")
     assert "cret" not in "".join(traceback.format_exception(caught.value))
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sqlite3
 import stat
+import threading
 import time
 from collections import Counter
 
@@ -113,11 +114,15 @@ async def test_a_new_file_is_its_owners_alone(tmp_path):
 
 def foreign(path):
     """A database of somebody else, with something still in its write-ahead log."""
-    connection = sqlite3.connect(path)
+    theirs = path.with_name("theirs")
+    connection = sqlite3.connect(theirs)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("CREATE TABLE theirs (x)")
     connection.commit()
+    for suffix in ("", "-wal"):  # before its last connection writes the log into it
+        path.with_name(path.name + suffix).write_bytes(theirs.with_name(theirs.name + suffix).read_bytes())
     connection.close()
+    assert path.with_name(path.name + "-wal").stat().st_size
 
 
 def corrupt(path):
@@ -148,13 +153,14 @@ def of_another_application(path):
 
 @pytest.mark.parametrize("make", [foreign, corrupt, no_database, of_tomorrow, of_another_application])
 async def test_what_is_no_ledger_is_left_as_it_is(path, make):
-    """To the byte; the error names the file."""
+    """To the byte, and so is its log; the error names the file."""
     make(path)
-    before = path.read_bytes()
+    files = [one for one in path.parent.glob(f"{path.name}*") if not one.name.endswith("-shm")]
+    before = [one.read_bytes() for one in files]
     for _ in range(2):
         with pytest.raises(ConfigurationError, match=path.name):
             await ledger_at(path)
-    assert path.read_bytes() == before
+    assert [one.read_bytes() for one in files] == before
 
 
 async def test_an_empty_file_becomes_a_ledger(path):
@@ -172,6 +178,50 @@ async def test_what_cannot_be_opened(path, make):
     make(path)
     with pytest.raises(LedgerUnavailable):
         await open_ledger(f"sqlite://{path if path.is_dir() else path.parent / 'x' / 'ledger.sqlite3'}")
+
+
+async def test_one_file_has_one_connection_however_it_is_spelled(path, monkeypatch):
+    """Also when the process has gone to another directory."""
+    (path.parent / "x").mkdir()
+    monkeypatch.chdir(path.parent)
+    spellings = [path, path.relative_to(path.parent), path.parent / "x" / ".." / path.name]
+    journals = [SQLiteJournal(spelling, "default") for spelling in reversed(spellings)]
+    read = await journals[0].append(0, "a", [("alive", {})])
+    monkeypatch.chdir("x")
+    for journal in journals:
+        assert not (await journal.append(read.entries[-1].id, "a", [])).lost
+    assert len({id(journal._file) for journal in journals}) == 1
+    assert journals[0]._file.opened == 1
+    for journal in journals:
+        await journal.aclose()
+
+
+async def test_what_opening_was_stopped_by_leaves_nothing_open(path, monkeypatch):
+    """Be it no error of ours."""
+    closed = []
+
+    async def refresh(self):
+        closed.append(self._journal)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(SharedLedger, "refresh", refresh)
+    with pytest.raises(ZeroDivisionError):
+        await ledger_at(path)
+    assert closed[0]._closed
+
+
+async def test_closing_that_is_cancelled_closes_the_file(path):
+    """As soon as its thread has the time, which ends then."""
+    journal, busy = SQLiteJournal(path, "default"), threading.Event()
+    await journal.append(0, "a", [("alive", {})])
+    journal._thread.submit(busy.wait)
+    closing = asyncio.ensure_future(journal.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    busy.set()
+    await asyncio.to_thread(journal._thread.shutdown)
+    assert (journal._file.users, journal._file._connection) == (0, None)
 
 
 async def test_accounts_in_one_file_are_separate(path):
@@ -527,6 +577,28 @@ async def test_the_clock_goes_on_in_another_file(path, machine, stamp):
     assert (read.lost, read.appended, read.entries) == (True, False, [])
     stamp.last = 0
     assert await stamp(journal) == 10
+    await journal.aclose()
+
+
+async def test_a_file_that_cannot_be_looked_at_is_locked_for_nobody(path):
+    """Its log stays, and so does all that is in it."""
+    place = path.parent / "place"
+    aside = path.parent / "aside"
+    journal = SQLiteJournal(place / path.name, "default")
+    last = (await journal.append(0, "a", [("alive", {})])).entries[-1].id
+    place.rename(aside)
+    place.touch()
+    for _ in range(2):
+        with pytest.raises(LedgerUnavailable):
+            await journal.append(last, "a", [("wait", {})])
+    writer = sqlite3.connect(aside / path.name, timeout=0, isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    writer.execute("ROLLBACK")
+    writer.close()
+    place.unlink()
+    aside.rename(place)
+    read = await journal.append(last, "a", [("wait", {})])
+    assert ([entry.operation for entry in read.entries], read.lost) == (["wait"], False)
     await journal.aclose()
 
 

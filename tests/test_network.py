@@ -116,6 +116,38 @@ async def test_nobody_listening_is_a_connect_error():
         await connect_tcp("127.0.0.1", port, timeout=5)
 
 
+@pytest.mark.parametrize(
+    ("host", "port"), [("api..kimi.test", 443), (f"{'x' * 64}.kimi.test", 443), ("127.0.0.1", 65_536)]
+)
+async def test_a_place_that_cannot_exist_is_a_connect_error(host, port):
+    """Whatever Python calls it."""
+    with pytest.raises(httpx.ConnectError):
+        await connect_tcp(host, port, timeout=5)
+
+
+@pytest.mark.parametrize("name", ["api..kimi.test", ".kimi.test"])
+async def test_and_so_is_a_name_that_no_certificate_can_have(certificates, name):
+    """The connection is closed."""
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)  # asyncio logs what it raises
+    async with connected(silence, ssl=certificates[0]) as raw:
+        with pytest.raises(httpx.ConnectError):
+            await raw.start_tls(certificates[1], name, timeout=5)
+        await asyncio.sleep(0)
+        assert raw._connection.transport.is_closing()
+
+
+async def test_a_connection_lost_right_after_its_handshake_is_a_connect_error(certificates, monkeypatch):
+    """There is no transport then."""
+
+    async def lost(*arguments, **options):
+        return None
+
+    async with connected(silence) as raw:
+        monkeypatch.setattr(asyncio.get_running_loop(), "start_tls", lost)
+        with pytest.raises(httpx.ConnectError):
+            await raw.start_tls(certificates[1], "localhost", timeout=5)
+
+
 async def test_a_connect_that_takes_too_long_is_a_connect_timeout(monkeypatch):
     """Whatever holds it up."""
 
@@ -152,6 +184,18 @@ async def test_each_read_has_its_own_timeout():
         assert await late == b"late"
 
 
+async def test_a_read_without_a_timeout_has_none():
+    """Not that of the read before it either, whose alarm is still to ring."""
+    async with connected(echo) as stream:
+        await stream.write(b"hello", timeout=5)
+        assert await stream.read(10, timeout=0.05) == b"hello"
+        patient = asyncio.create_task(stream.read(10, timeout=None))
+        await asyncio.sleep(0.1)
+        assert not patient.done()
+        await stream.write(b"late", timeout=5)
+        assert await patient == b"late"
+
+
 async def test_a_closed_connection_leaves_no_alarm_behind():
     """Or each would be kept for a quarter of an hour."""
     async with connected(echo) as stream:
@@ -170,6 +214,50 @@ async def test_a_server_that_takes_nothing_is_a_write_timeout():
     async with connected(silence) as stream:
         with pytest.raises(httpx.WriteTimeout):
             await stream.write(BIG * 8, timeout=0.05)
+
+
+async def test_and_so_it_is_encrypted(certificates):
+    """What TLS has taken is not written yet: it waits in the transport below."""
+    async with connected(silence, ssl=certificates[0]) as raw:
+        stream = await raw.start_tls(certificates[1], "localhost", timeout=5)
+        with pytest.raises(httpx.WriteTimeout):
+            await stream.write(BIG * 8, timeout=0.05)
+        await stream.aclose()
+
+
+async def test_a_write_over_tls_ends_with_the_connection(certificates):
+    """And not with its timeout."""
+    async with connected(silence, ssl=certificates[0]) as raw:
+        stream = await raw.start_tls(certificates[1], "localhost", timeout=5)
+        writing = asyncio.create_task(stream.write(BIG * 8, timeout=5))
+        await asyncio.sleep(0.05)
+        await stream.aclose()
+        with pytest.raises(httpx.WriteError, match="closed on this side"):
+            await writing
+
+
+async def test_a_request_over_tls_is_written_long_before_its_answer(certificates):
+    """Each of three, on one connection, whose server takes three times as long as a write may."""
+    clock, written, answered = asyncio.get_running_loop().time, [], []
+
+    async def serve(reader, writer):
+        while await reader.readuntil(b"\r\n\r\n"):
+            await asyncio.sleep(0.3)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    async def trace(event, info):
+        if event == "http11.send_request_body.complete":
+            written.append(clock())
+
+    server = await asyncio.start_server(serve, "localhost", 0, ssl=certificates[0])
+    url = f"https://localhost:{server.sockets[0].getsockname()[1]}/"
+    timeout = httpx.Timeout(5, write=0.1)
+    async with httpx.AsyncClient(transport=ConnectionStack(verify=certificates[1]), timeout=timeout) as client:
+        for _ in range(3):
+            assert (await client.get(url, extensions={"trace": trace})).text == "ok"
+            answered.append(clock())
+    server.close()
+    assert all(after - before > 0.2 for before, after in zip(written, answered, strict=True))
 
 
 async def test_a_reset_is_a_read_error_after_what_had_arrived():
@@ -211,11 +299,41 @@ async def test_reading_ahead_is_bounded():
         await reader.read()
 
     async with connected(pour) as stream:
-        first = await stream.read(1, timeout=5)
-        for _ in range(50):
-            await asyncio.sleep(0)
-        assert len(stream._connection.received) <= READ_AHEAD + 2**18
-        assert first + await read_all(stream, len(BIG) - 1) == BIG
+        slow = b""
+        for _ in range(8):
+            slow += await stream.read(1, timeout=5)
+            for _ in range(50):
+                await asyncio.sleep(0)
+            assert len(stream._connection.received) <= READ_AHEAD + 2**18
+        assert slow + await read_all(stream, len(BIG) - len(slow)) == BIG
+
+
+@pytest.mark.parametrize("event", ["byte", "end"])
+async def test_what_the_loop_had_no_turn_to_tell_is_seen_as_well(event):
+    """As of a program that was busy with something else while its server hung up."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        stream = await connect_tcp(*listener.getsockname(), timeout=5)
+        with listener.accept()[0] as peer:
+            assert not stream.stale
+            if event == "byte":
+                peer.send(b"x")
+            else:
+                peer.close()
+            assert stream.stale
+        await stream.aclose()
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+async def test_what_this_side_closes_has_not_ended(certificates, encrypted):
+    """A body that goes on to the end of the connection would else count as complete."""
+    async with connected(silence, ssl=certificates[0] if encrypted else None) as stream:
+        if encrypted:
+            await stream.start_tls(certificates[1], "localhost", timeout=5)
+        reading = asyncio.create_task(stream.read(10, timeout=5))
+        await asyncio.sleep(0.01)
+        await stream.aclose()
+        with pytest.raises(httpx.ReadError, match="closed on this side"):
+            await reading
 
 
 class Trace:

@@ -130,6 +130,16 @@ def test_a_burst_has_passed_when_half_of_rpm_went_ahead_of_the_even_pace(rate, p
     assert trial.passed(59 * rate + 1.21) is passed
 
 
+@pytest.mark.parametrize("rpm", [1, 2])
+def test_one_request_is_no_burst(rpm):
+    """However large a part of RPM it is."""
+    trial = Trial(rpm, 60.0)
+    burst(trial, 1)
+    assert not trial.passed(30.0)
+    burst(trial, 2, at=60.0)
+    assert trial.passed(90.0)
+
+
 def test_a_burst_has_not_passed_while_it_may_still_be_refused():
     """Thirty have just left."""
     trial = Trial(60, 60.0)
@@ -199,6 +209,60 @@ async def test_while_it_holds_nobody_is_let_in_now():
     for reservation in reservations:
         reservation.end()
     assert limiter.try_acquire(ONE) is not None
+
+
+async def two_that_wait(gap):
+    """A pace, the requests of its first burst, and two more that wait for news of these."""
+    pace = Pace(RateLimits(rpm=6000))
+    first = [request() for _ in range(TRIAL)]
+    for one in first:
+        await pace.wait(one)
+    begin, left = clock(), []
+
+    async def wait():
+        await pace.wait(request())
+        left.append(clock() - begin)
+
+    tasks = [asyncio.create_task(wait())]
+    await asyncio.sleep(gap)
+    tasks.append(asyncio.create_task(wait()))
+    await asyncio.sleep(0.01)
+    return pace, first, tasks, left
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.05])
+async def test_two_that_wait_for_news_look_no_more_often_than_one(gap):
+    """As when a refused request goes back to its place before the one that was the head."""
+    _, _, tasks, left = await two_that_wait(gap)
+    await asyncio.gather(*tasks)
+    assert left == pytest.approx([HOLD, HOLD + gap], abs=0.06)
+    assert min(left) >= HOLD - 1e-6
+
+
+@pytest.mark.parametrize("gone", [None, 0, 1])
+async def test_good_news_reaches_all_who_wait(gone):
+    """Whoever of them has come first, or gone."""
+    pace, first, tasks, left = await two_that_wait(0.05)
+    if gone is not None:
+        tasks.pop(gone).cancel()
+        await asyncio.sleep(0)
+    for one in first:
+        one.state = "ended"
+    pace.look()
+    await asyncio.gather(*tasks)
+    assert left == pytest.approx([0.06] * len(tasks), abs=0.02)
+
+
+async def test_a_lower_limit_that_another_has_learned_paces_even_without_a_line():
+    """Two limiters of one account; one hears of it, and the other's next request goes by it."""
+    ledger = MemoryLedger()
+    one, other = (RateLimiter(RateLimits(rpm=6000), ledger=ledger, on_event=lambda event: None) for _ in range(2))
+    reservation = await one.acquire(ONE)
+    reservation.sent()
+    reservation.refused(REFUSED)
+    await asyncio.sleep(61)
+    assert other.try_acquire(ONE) is not None
+    assert other._pace.rpm == 60
 
 
 async def test_a_wait_for_news_counts_as_a_wait():

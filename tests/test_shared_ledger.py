@@ -102,6 +102,22 @@ async def test_who_gives_up_at_any_moment_leaves_the_line(shelf, after):
     assert other._journal.appends == appends
 
 
+async def test_an_error_that_came_as_its_owner_was_cancelled_is_nobodys(shelf):
+    """In the same turn of the loop: a task that was cancelled is."""
+    ledger = process(shelf)
+    go_away = ledger._go_away
+
+    def go_away_and_cancel(exc):
+        go_away(exc)
+        task.cancel()
+
+    ledger._go_away = go_away_and_cancel
+    ledger._journal.fate.failures = ["before"]
+    task = asyncio.ensure_future(ledger.reserve(ONE))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 async def test_a_charge_that_came_as_its_owner_was_cancelled_is_given_back(shelf):
     """In the same turn of the loop."""
     ledger = process(shelf)
@@ -202,6 +218,82 @@ async def test_a_place_in_line_that_was_said_to_have_failed_is_looked_after(shel
     began = now()
     (await waiting).cancel()
     assert now() - began < TURN + 0.02
+
+
+async def test_such_a_place_of_a_process_that_holds_something_is_looked_after_as_often(shelf):
+    """Its signs of life alone are too rare for its head."""
+    limits = RateLimits(concurrency=2)
+    one, other = process(shelf, limits, wakes=lambda: None), process(shelf, limits)
+    held = await one.reserve(ONE)
+    limiter = limiter_of(other)
+    await limiter.acquire(ONE)
+    other._journal.fate.failures = ["after"]  # of what stands in line
+    with pytest.raises(LedgerUnavailable):
+        await limiter.acquire(ONE)
+    assert shelf.operations()[-1] == "wait"
+    other._wake_up()
+    waiting = asyncio.ensure_future(limiter.acquire(ONE).__aenter__())
+    await asyncio.sleep(0.5)
+    one.end(held, answered=True)
+    began = now()
+    async with asyncio.timeout(9):
+        (await waiting).cancel()
+    assert now() - began < TURN + 0.02
+
+
+async def test_a_wake_up_that_comes_while_its_forerunner_is_answered_counts(shelf):
+    """What it is about was entered after the journal had been read."""
+    one, other = process(shelf), process(shelf)
+    one.cancel(await one.reserve(ONE))
+    await one.refresh()
+    one._journal.fate.after = 0.5
+    one._wake_up()
+    await asyncio.sleep(0.1)
+    await other.reserve(ONE)
+    one._wake_up()
+    one._wake_up()
+    await asyncio.sleep(1.5)
+    assert slots(one) == 1
+
+
+async def test_a_look_that_failed_is_tried_again(shelf):
+    """An idle process is to enter what the journal has lost, though nobody wakes it twice; it asks once a second."""
+    one, other = process(shelf), process(shelf)
+    one.cancel(await one.reserve(ONE))
+    await other.reserve(ONE)
+    failures = one._journal.fate.failures = ["before"] * 100
+    for _ in range(100):
+        one._wake_up()
+        await asyncio.sleep(0.1)
+    assert 85 <= len(failures) <= 92
+    failures.clear()
+    await asyncio.sleep(RETRY + 0.1)
+    assert slots(one) == 1
+    appends = one._journal.appends
+    await asyncio.sleep(100)
+    assert one._journal.appends == appends
+
+
+async def test_who_is_next_after_a_loss_is_woken(shelf):
+    """By the lines that are entered anew after what the journal had lost."""
+    one, other = process(shelf), process(shelf)
+    held = await one.reserve(ONE)
+    waiting = asyncio.ensure_future(limiter_of(other).acquire(ONE).__aenter__())
+    await asyncio.sleep(0.5)
+    await one.refresh()
+    append, losses = one._journal.append, [True]
+
+    async def lose_once(last, name, lines, room=None, *, wake=None):
+        if losses and losses.pop():
+            return (await append(0, name, []))._replace(lost=True)
+        return await append(last, name, lines, room, wake=wake)
+
+    one._journal.append = lose_once
+    one.end(held, answered=True)
+    began = now()
+    (await waiting).cancel()
+    assert shelf.operations().count("recall") == 1
+    assert now() - began < 0.03
 
 
 async def test_waiting_costs_a_look_a_turn_and_idling_nothing(shelf):
@@ -505,13 +597,46 @@ async def test_a_hook_that_fails_stops_nothing(shelf):
     assert (slots(ledger), shelf.operations().count("refuse")) == (0, 1)
 
 
-async def test_pruning_that_fails_harms_nobody(shelf, monkeypatch):
+async def test_a_hook_for_events_that_fails_stops_nothing(shelf):
+    """Whoever waits for the journal is let in when it is back."""
+    errors = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context["exception"]))
+
+    def hook(event):
+        raise ZeroDivisionError
+
+    ledger = SharedLedger(FakeJournal(shelf, fate=Fate()), on_event=hook)
+    ledger._journal.fate.failures = ["before"] * 2
+    async with asyncio.timeout(3 * RETRY):
+        charge = await ledger.reserve(ONE)
+    ledger.end(charge, answered=True)
+    await ledger.refresh()
+    assert [type(error) for error in errors] == [ZeroDivisionError] * 2
+
+
+async def test_who_waits_is_served_after_an_error_of_ours(shelf):
+    """Whatever has happened is entered once that is over."""
+    ledger = process(shelf)
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+    charge = await ledger.reserve(ONE)
+    fate = ledger._journal.fate
+    ledger._journal.fate = lambda: 1 // 0
+    ledger.end(charge, answered=True)
+    await asyncio.sleep(0.1)
+    ledger._journal.fate = fate
+    await asyncio.sleep(RETRY)
+    assert shelf.operations()[-1] == "end"
+    gc.collect()
+
+
+@pytest.mark.parametrize("error", [LedgerUnavailable, ConfigurationError])
+async def test_pruning_that_fails_harms_nobody(shelf, monkeypatch, error):
     """What was entered stays entered."""
     monkeypatch.setattr(session, "KEPT", 5)
     ledger = process(shelf)
 
     async def prune(state):
-        raise LedgerUnavailable("full")
+        raise error("full")
 
     ledger._journal.prune = prune
     for _ in range(20):
@@ -704,6 +829,82 @@ async def test_closing_without_a_journal(shelf):
     await ledger.aclose()
     assert ledger._journal.closed
     await asyncio.sleep(100)
+
+
+@pytest.mark.parametrize("failures", [0, 1])
+async def test_closing_turns_away_who_waits_for_room(shelf, failures):
+    """No clock would ever wake it, nor would another process; whether the goodbye is heard or not."""
+    one, other = process(shelf), process(shelf)
+    await one.reserve(ONE)
+    waiting = asyncio.ensure_future(limiter_of(other).acquire(ONE).__aenter__())
+    await asyncio.sleep(0.5)
+    other._journal.fate.failures = ["before"] * failures
+    await other.aclose()
+    with pytest.raises(LedgerUnavailable, match="closed"):
+        async with asyncio.timeout(1):
+            await waiting
+
+
+@pytest.mark.parametrize("when_away", ["wait", "share"])
+async def test_closing_turns_away_who_waits_for_the_journal(shelf, when_away):
+    """Neither does it stand there for ever, nor is it let in by a share that nobody will enter."""
+    ledger = SharedLedger(FakeJournal(shelf, fate=Fate()), when_away=when_away)
+    ledger.configure(RateLimits(rpm=5))
+    ledger.cancel(await ledger.reserve(ONE))
+    await asyncio.sleep(LEASE)
+    ledger._journal.fate.failures = ["before"] * 10_000
+    waiting = asyncio.ensure_future(limiter_of(ledger).acquire(ONE).__aenter__())
+    await asyncio.sleep(50)
+    assert not waiting.done()
+    await ledger.aclose()
+    with pytest.raises(LedgerUnavailable, match="closed"):
+        async with asyncio.timeout(1):
+            await waiting
+    await asyncio.sleep(100)
+    with pytest.raises(LedgerUnavailable, match="closed"):
+        await ledger.reserve(ONE)
+
+
+@pytest.mark.parametrize("error", [ConfigurationError, ZeroDivisionError])
+async def test_closing_lets_go_of_the_journal_whatever_happens(shelf, error):
+    """An error of ours is told, one of the journal is not; nothing runs on in either case."""
+    ledger = process(shelf)
+    await ledger.reserve(ONE)
+
+    async def append(*_, **__):
+        raise error
+
+    ledger._journal.append = append
+    (outcome,) = await asyncio.gather(ledger.aclose(), return_exceptions=True)
+    assert type(outcome) is (type(None) if error is ConfigurationError else error)
+    assert ledger._journal.closed
+    assert ledger._renewal.cancelled()
+
+
+async def test_closing_that_is_cancelled_lets_go_of_the_journal(shelf):
+    """Which hangs, with something still to be entered."""
+    ledger = process(shelf)
+    charge = await ledger.reserve(ONE)
+    ledger._journal.crash()
+    ledger.end(charge, answered=True)
+    await asyncio.sleep(1)
+    entering = ledger._entering
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1):
+            await ledger.aclose()
+    assert ledger._journal.closed
+    assert ledger._renewal.cancelled()
+    await asyncio.wait([entering], timeout=1)
+    assert entering.cancelled()
+
+
+async def test_a_ledger_is_of_no_use_after_a_fork(shelf, monkeypatch):
+    """Two processes of one name would take each other's entries for their own."""
+    ledger = process(shelf)
+    await ledger.refresh()
+    monkeypatch.setattr(session.os, "getpid", lambda: 0)
+    with pytest.raises(LedgerUnavailable, match="before a fork"):
+        await ledger.reserve(ONE)
 
 
 def test_an_ending_after_the_loop_is_entered_by_the_next_one(shelf):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import platformdirs
 
 from kimi_async.budgets import Charge, Denial, Lesson
-from kimi_async.errors import ConfigurationError, KimiError
+from kimi_async.errors import ConfigurationError
 from kimi_async.events import EventHook, log_event
 from kimi_async.limits import Cost, RateLimits, Usage
 from kimi_async.refusal import Refusal
@@ -134,7 +134,7 @@ async def _opened(ledger: "SharedLedger") -> Ledger:
     """One that was never reached is a mistake, and nobody wants to wait for its end."""
     try:
         await ledger.refresh()
-    except KimiError:
+    except BaseException:
         await ledger.aclose()
         raise
     return ledger

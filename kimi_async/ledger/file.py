@@ -65,6 +65,9 @@ CREATE TABLE journal (account INTEGER NOT NULL, id INTEGER NOT NULL, process TEX
 
 _Place = tuple[int, int] | None
 
+_HIDDEN = 0, 0
+"""The place of what cannot be looked at, which may be there still."""
+
 
 class LedgerFile:
     """One process' connection to the file; any of its threads may use it, one at a time.
@@ -95,7 +98,8 @@ class LedgerFile:
     def release(self) -> None:
         """Close the connection, if nobody else uses it."""
         with self._lock:
-            self.users -= 1
+            with _COUNTING:
+                self.users -= 1
             if not self.users:
                 self._close()
 
@@ -232,7 +236,7 @@ class LedgerFile:
             connection.close()
             return
         self._was_replaced = True
-        if places[0] == self._places[0]:
+        if places[0] in {self._places[0], _HIDDEN}:
             _close_without_checkpoint(connection, self.path)
         else:
             connection.close()  # which sees that
@@ -246,16 +250,21 @@ class LedgerFile:
                     os.unlink(name)  # noqa: PTH108 - see _place
 
 
-_FILES: WeakValueDictionary[tuple[int, Path], LedgerFile] = WeakValueDictionary()
+_FILES: WeakValueDictionary[tuple[int, str], LedgerFile] = WeakValueDictionary()
+_COUNTING = threading.Lock()
 
 
 def shared_file(path: Path, busy: float = BUSY) -> LedgerFile:
-    """The one of this process at a path; whoever asked for it releases it."""
-    key = os.getpid(), path.absolute()  # a fork may not use its parent's
-    file = _FILES.get(key)
-    if file is None or not file.users:
-        file = _FILES[key] = LedgerFile(path, busy=busy)
-    file.users += 1
+    """The one of this process at a path, however that is spelled; whoever asked for it releases it.
+
+    A fork may not use its parent's: open a ledger after a fork.
+    """
+    key = os.getpid(), os.path.realpath(path)
+    with _COUNTING:
+        file = _FILES.get(key)
+        if file is None or not file.users:
+            file = _FILES[key] = LedgerFile(path.absolute(), busy=busy)
+        file.users += 1
     return file
 
 
@@ -272,11 +281,13 @@ def _ending(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def _place(name: str) -> _Place:
-    """Where a file's content is; None if there is none, or the file system does not say."""
+    """Where a file's content is; None if there is none, or the file system does not number files."""
     try:
         return _known(os.stat(name))  # noqa: PTH116 - a third faster than Path.stat, and three a transaction
     except FileNotFoundError:
         return None
+    except OSError:  # which whoever opens it will meet
+        return _HIDDEN
 
 
 def _known(found: os.stat_result) -> _Place:
@@ -303,7 +314,8 @@ def _lock_like_another_process(path: Path) -> int | None:
 
     try:
         guard = os.open(path, os.O_RDONLY)
-        fcntl.fcntl(guard, fcntl.F_OFD_SETLK, struct.pack("hhqqi", fcntl.F_RDLCK, os.SEEK_SET, 0x40000002, 510, 0))
     except OSError:
         return None
+    with suppress(OSError):  # closed in any case, but after the connection, whose locks go with it
+        fcntl.fcntl(guard, fcntl.F_OFD_SETLK, struct.pack("hhqqi", fcntl.F_RDLCK, os.SEEK_SET, 0x40000002, 510, 0))
     return guard

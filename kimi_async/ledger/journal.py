@@ -44,7 +44,11 @@ class Read(NamedTuple):
 
 
 class Journal(Protocol):
-    """The journal of one account. Errors are `LedgerUnavailable`: nothing was appended, or nobody knows."""
+    """The journal of one account.
+
+    Errors are `LedgerUnavailable`: nothing was appended, or nobody knows; or `ConfigurationError`: what is there is
+    no journal, or does not accept us.
+    """
 
     def now(self) -> float:
         """The journal's clock in seconds, or a little less: what is stamped from now on is not earlier."""

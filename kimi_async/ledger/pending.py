@@ -28,6 +28,11 @@ class Asked:
     cost: Cost
     answer: "asyncio.Future[Charge | Denial]"
 
+    def charge(self) -> Charge | None:
+        """What it was given, if anything; only when it is answered."""
+        failed = self.answer.cancelled() or self.answer.exception() is not None
+        return charge if not failed and isinstance(charge := self.answer.result(), Charge) else None
+
 
 @dataclass(slots=True)
 class Look:
@@ -49,13 +54,14 @@ class Pending(deque[Told | Asked | Look]):
         return told
 
     def turn_away(self, exc: Exception, *, but_requests: bool = False) -> None:
-        """Whoever asks gets an error, maybe with the exception of requests. What has happened stays in any case."""
-        stays = (Told, Asked) if but_requests else Told
-        asking = [one.answer for one in self if not isinstance(one, Told) and not isinstance(one, stays)]
-        self.keep(one for one in self if isinstance(one, stays))
-        for answer in asking:
-            if answer is not None and not answer.done():
-                answer.set_exception(exc)
+        """Whoever asks gets an error, maybe with the exception of requests. What has happened, and news, stay."""
+        kept: list[Told | Asked | Look] = []
+        for one in self:
+            if isinstance(one, Told) or one.answer is None or (but_requests and isinstance(one, Asked)):
+                kept.append(one)
+            elif not one.answer.done():
+                one.answer.set_exception(exc)
+        self.keep(kept)
 
     def only_looks(self) -> bool:
         """Whether nothing has happened and nobody wants in."""

@@ -10,9 +10,9 @@ that they were cut off, and look; until they had the time, nobody reserves at a 
 """
 
 import asyncio
-import hashlib
 import json
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 from redis.exceptions import ConnectionError  # noqa: A004 - its own name
 
 from kimi_async.budgets import Room
-from kimi_async.errors import LedgerUnavailable
+from kimi_async.errors import KimiError, LedgerUnavailable
 
 from .journal import TIGHTENING, Line, Read
 from .replica import Entry
@@ -89,7 +89,7 @@ class RedisJournal:
 
     async def listen(self, on_wake: Callable[[], None]) -> str:
         """Subscribe to a channel of our own; being cut off from it is a wake-up too."""
-        address = hashlib.sha1(repr((id(self), time.time_ns())).encode(), usedforsecurity=False).hexdigest()
+        address = uuid.uuid4().hex
         await self._server.listen(self._channel(address), on_wake)
         return address
 
@@ -101,9 +101,11 @@ class RedisJournal:
 
     async def aclose(self) -> None:
         """Close both connections."""
-        if self._waking:
-            await asyncio.wait(self._waking)
-        await self._server.aclose()
+        try:
+            if self._waking:
+                await asyncio.wait(self._waking)
+        finally:
+            await self._server.aclose()
 
     async def _append(
         self, last: int, process: str, lines: list[Line], room: Room | None = None, wake: str | None = None
@@ -115,6 +117,7 @@ class RedisJournal:
             *(last, *_taken(lines), *self._allowed(last, room), *written),
             before=self._range(f"({last}", "+") if last else None,
             after=self._message(wake) if wake else None,
+            settled=room is not None,
         )
         self._clock, self._received = clock / 1e6, time.monotonic()
         snapshot, found = (None, await self._up_to(before, last, unread or [])) if anew is None else anew
@@ -147,12 +150,14 @@ class RedisJournal:
     async def _append_again(
         self, last: int, process: str, lines: list[Line], room: Room | None, wake: str | None
     ) -> Read:
-        """After a connection broke: nobody knows whether the lines are in the journal, so see."""
+        """After a connection broke: nobody knows whether the lines are in the journal, or what it knows, so see."""
         read = await self._append(last, process, [])
         own = [place for place, entry in enumerate(read.entries, start=1) if entry.process == process]
         entered = [(entry.operation, entry.detail) for entry in read.entries if entry.process == process]
         if lines and entered[-len(lines) :] == lines:
             return read._replace(entries=read.entries[: own[-1]], appended=True)
+        if room is not None and not await self._server.has_settled():
+            return read
         return await self._append(last, process, lines, room, wake)
 
     def _channel(self, address: str) -> str:
@@ -162,7 +167,7 @@ class RedisJournal:
         return "PUBLISH", self._channel(address), "!"
 
     async def _wake(self, address: str) -> None:
-        with suppress(LedgerUnavailable):
+        with suppress(KimiError):
             await self._server.call(self._message(address))
 
 

@@ -1,7 +1,8 @@
 """A Valkey or Redis server, as far as a journal needs one: commands in turn, a script, messages, and trust.
 
-A server may restart, fail over, be demoted, or move keys to another node. So whoever has just connected to one that it
-did not know waits before it trusts what is there, and whoever is told that it asks the wrong one asks the right one.
+A server may restart, fail over, be demoted, or move keys to another node. So whoever is answered by one that has just
+started, or by another than before, waits before it trusts what is there; and whoever is told that it asks the wrong
+one asks the right one. The first that answers is trusted, if it is up for long.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.connection import AbstractConnection, Connection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -30,7 +31,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from kimi_async.errors import ConfigurationError, LedgerUnavailable
+from kimi_async.errors import ConfigurationError, KimiError, LedgerUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -46,6 +47,16 @@ RECONNECT = 0.25
 
 SILENCE = 10.0
 """Seconds without a message after which the connection that listens is tried."""
+
+_OURS = {
+    "protocol": 2,
+    "decode_responses": False,
+    "encoding": "utf-8",
+    "socket_timeout": None,
+    "retry": Retry(NoBackoff(), 0),
+    "health_check_interval": 0,
+}
+"""Of a connection, whatever a URL says."""
 
 Command = tuple[object, ...]
 
@@ -65,7 +76,8 @@ class Server:
     """One connection for commands, and one to listen on.
 
     Args:
-        url: ``redis://``, ``rediss://`` (TLS) or ``unix://``, as redis-py reads it.
+        url: ``redis://``, ``rediss://`` (TLS) or ``unix://``, as redis-py reads it; what is said here about time-outs
+            and the protocol goes before the URL's options.
 
     Attributes:
         place: what may be shown of the URL.
@@ -78,16 +90,19 @@ class Server:
     def __init__(self, url: str) -> None:
         self.place = without_password(url)
         try:
-            self._connections = ConnectionPool.from_url(
-                url, protocol=2, socket_timeout=None, socket_connect_timeout=ANSWER, retry=Retry(NoBackoff(), 0)
-            )
+            self._settings: dict[str, Any] = {**parse_url(url), **_OURS, "socket_connect_timeout": ANSWER}
         except ValueError:
             raise ConfigurationError(f"{self.place}: no URL of a server; a password's /?#@:% are escaped") from None
-        settings = self._connections.connection_kwargs
-        self._home: dict[str, Any] = {name: value for name, value in settings.items() if name in {"host", "port"}}
+        self._kind: type[AbstractConnection] = self._settings.pop("connection_class", Connection)
+        try:
+            self._to({})
+        except (TypeError, ValueError, RedisError):
+            raise ConfigurationError(f"{self.place}: there is no such option after the URL's '?'") from None
+        self._node: dict[str, Any] = {}
         self._connection: AbstractConnection | None = None
         self._one_at_a_time = asyncio.Lock()
         self._run: bytes | None = None
+        self._greeted: bytes | None = None
         self._settled = 0.0
         self._listener: AbstractConnection | None = None
         self._listening: asyncio.Task[None] | None = None
@@ -106,15 +121,19 @@ class Server:
         *arguments: object,
         before: Command | None = None,
         after: Command | None = None,
+        settled: bool = False,
     ) -> tuple[Reply, Reply]:
-        """Send a script, and maybe commands right before and after it; the replies to the first and to the script."""
+        """Send a script, and maybe commands right before and after it; the replies to the first and to the script.
+
+        Where ``settled``, only to a server that can be trusted; another counts as one that cut us off.
+        """
         first, then = [before] if before else [], [after] if after else []
         called = (len(keys), *keys, *arguments)
         async with self._translated():
             try:
-                replies = await self._call(*first, ("EVALSHA", script.digest, *called), *then)
+                replies = await self._call(*first, ("EVALSHA", script.digest, *called), *then, settled=settled)
             except NoScriptError:
-                replies = await self._call(*first, ("EVAL", script.text, *called), *then)
+                replies = await self._call(*first, ("EVAL", script.text, *called), *then, settled=settled)
         return replies[0] if first else None, replies[len(first)]
 
     async def add(self, key: str, member: str) -> list[str]:
@@ -124,32 +143,39 @@ class Server:
         return sorted(name.decode() for name in names)
 
     async def _add(self, key: str, member: str, place: dict[str, Any]) -> list[bytes]:
-        connection = self._connections.connection_class(**self._connections.connection_kwargs | place)
+        connection = self._to(place)
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
             _, names = await _ask(connection, ("SADD", key, member), ("SMEMBERS", key))
         except MovedError as moved:
-            there = _place_of(moved)
+            there = self._node_of(moved)
         else:
             return list(names)
         finally:
             await connection.disconnect(nowait=True)
         return await self._add(key, member, there)
 
-    async def _call(self, *commands: Command) -> list[Reply]:
+    async def _call(self, *commands: Command, settled: bool = False) -> list[Reply]:
         async with self._one_at_a_time:
             try:
-                return await _ask(await self._connected(), *commands)
+                return await self._send(*commands, settled=settled)
             except MovedError as moved:
-                await self._turn_to(_place_of(moved))
-                self._run = None  # what we knew of the other node says nothing about this one
-                return await _ask(await self._connected(), *commands)
+                await self._turn_to(self._node_of(moved))
+                return await self._send(*commands, settled=settled)
             except ResponseError as exc:
                 if _is_deposed(exc):
-                    await self._turn_to(self._home)
+                    await self._turn_to({})
                     if self._listener is not None:
                         await self._listener.disconnect(nowait=True)
                 raise
+
+    async def _send(self, *commands: Command, settled: bool) -> list[Reply]:
+        connection = await self._connected()
+        if settled and time.monotonic() < self._settled:
+            raise ConnectionError("another server than before, or one that has just started")
+        replies = await _ask(connection, *commands)
+        self._run = self._greeted
+        return replies
 
     @asynccontextmanager
     async def _translated(self) -> "AsyncIterator[None]":
@@ -185,17 +211,25 @@ class Server:
         await asyncio.sleep(max(self._settled - time.monotonic(), 0.0))
 
     async def _connected(self) -> AbstractConnection:
-        if self._connection is None:
-            self._connection = self._connections.make_connection()  # type: ignore[no-untyped-call]
-        if not self._connection.is_connected:
+        connection = self._connection = self._connection or self._to(self._node)
+        if not connection.is_connected:
             try:
-                await self._connection.connect()
-            except ConnectionError:
-                self._connection = None
-                self._connections.connection_kwargs.update(self._home)  # where one knows who has the keys now
+                await connection.connect()  # type: ignore[no-untyped-call]
+                await self._greet(connection)
+            except BaseException:
+                self._connection, self._node = None, {}  # where one knows who has the keys now
+                await connection.disconnect(nowait=True)
                 raise
-            await self._greet(self._connection)
-        return self._connection
+        return connection
+
+    def _to(self, node: dict[str, Any]) -> AbstractConnection:
+        """A connection yet to be made: to where the URL leads, or to a cluster's node."""
+        return self._kind(**self._settings | node)
+
+    def _node_of(self, moved: MovedError) -> dict[str, Any]:
+        if "path" in self._settings:
+            raise ConfigurationError(f"{self.place}: {moved}; a cluster has redis:// or rediss:// URLs") from moved
+        return {"host": moved.host, "port": moved.port} if moved.host else {"port": moved.port}
 
     async def _greet(self, connection: AbstractConnection) -> None:
         """Learn whether this is the server that we knew, and how long it has been up."""
@@ -208,63 +242,63 @@ class Server:
         run = about.get(b"run_id", b"")
         if self._run not in {None, run}:
             young = SETTLING
-        self._run = run
+        self._greeted = run
         self._settled = max(self._settled, time.monotonic() + young)
 
-    async def _turn_to(self, place: dict[str, Any]) -> None:
+    async def _turn_to(self, node: dict[str, Any]) -> None:
         """Leave the server that has not, or no longer, what we ask for."""
-        self._connections.connection_kwargs.update(place)
+        self._node = node
         await self._disconnect()
 
     async def _disconnect(self) -> None:
-        if self._connection is not None:
-            await self._connection.disconnect()
-            self._connection = None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect()
 
     async def aclose(self) -> None:
         """Close both connections."""
-        if self._listening is not None:
-            self._listening.cancel()
-            await asyncio.wait([self._listening])
-        await self._disconnect()
+        try:
+            if self._listening is not None:
+                self._listening.cancel()
+                await asyncio.wait([self._listening])
+        finally:
+            await self._disconnect()
 
     # -- messages -----------------------------------------------------------------------------------------------
 
     async def listen(self, channel: str, on_message: Callable[[], None]) -> None:
         """Subscribe to a channel; being cut off from it counts as a message."""
-        connection = self._connections.make_connection()  # type: ignore[no-untyped-call]
+        listener = await self._subscribe(channel)
+        self._listening = asyncio.get_running_loop().create_task(self._listen(listener, channel, on_message))
+
+    async def _listen(self, listener: AbstractConnection, channel: str, on_message: Callable[[], None]) -> None:
+        while True:
+            try:
+                with suppress(RedisError, OSError):
+                    await _receive(listener, on_message)
+            finally:
+                await listener.disconnect(nowait=True)
+            listener = await self._subscribe_again(channel)
+            on_message()
+
+    async def _subscribe_again(self, channel: str) -> AbstractConnection:
+        while True:
+            await asyncio.sleep(RECONNECT)
+            with suppress(KimiError):  # a user or password may be in force again
+                return await self._subscribe(channel)
+
+    async def _subscribe(self, channel: str) -> AbstractConnection:
+        """On a new connection to where the URL leads now; in a cluster any node passes messages on."""
+        listener = self._to({})
         try:
             async with self._translated():
-                await _subscribe(connection, channel)
+                await listener.connect()  # type: ignore[no-untyped-call]
+                await _ask(listener, ("SUBSCRIBE", channel))
         except BaseException:
-            await connection.disconnect(nowait=True)
+            await listener.disconnect(nowait=True)
             raise
-        self._listener = connection
-        self._listening = asyncio.get_running_loop().create_task(self._listen(connection, channel, on_message))
-
-    async def _listen(self, connection: AbstractConnection, channel: str, on_message: Callable[[], None]) -> None:
-        try:
-            while True:
-                with suppress(RedisError, OSError):
-                    await _receive(connection, on_message)
-                await self._listen_again(connection, channel)
-                on_message()
-        finally:
-            await connection.disconnect(nowait=True)
-
-    async def _listen_again(self, connection: AbstractConnection, channel: str) -> None:
-        while True:
-            await connection.disconnect(nowait=True)
-            await asyncio.sleep(RECONNECT)
-            with suppress(LedgerUnavailable):
-                async with self._translated():
-                    await _subscribe(connection, channel)
-                return
-
-
-async def _subscribe(connection: AbstractConnection, channel: str) -> None:
-    await connection.connect()  # type: ignore[no-untyped-call]
-    await _ask(connection, ("SUBSCRIBE", channel))
+        self._listener = listener
+        return listener
 
 
 async def _receive(connection: AbstractConnection, on_message: Callable[[], None]) -> None:
@@ -295,10 +329,6 @@ async def _ask(connection: AbstractConnection, *commands: Command) -> list[Reply
         if isinstance(reply, ResponseError):
             raise reply
     return replies
-
-
-def _place_of(moved: MovedError) -> dict[str, Any]:
-    return {"host": moved.host, "port": moved.port} if moved.host else {"port": moved.port}
 
 
 def _is_deposed(error: ResponseError) -> bool:

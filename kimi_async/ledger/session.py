@@ -1,12 +1,13 @@
 """One process' part in an account's journal: it joins, enters, reads, shows life, and buries the dead."""
 
+import os
 import uuid
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict
 
 from kimi_async.budgets import Lesson, Room
-from kimi_async.errors import ConfigurationError, LedgerUnavailable
+from kimi_async.errors import ConfigurationError, KimiError, LedgerUnavailable
 from kimi_async.limits import RateLimits
 
 from .journal import LOOSENING, Journal, Line, Read
@@ -18,7 +19,7 @@ KEPT = 2_000
 
 
 class Session:
-    """A replica that is kept in step with a journal, and a name under which lines are entered.
+    """A replica that is kept in step with a journal, and a name under which lines are entered; after a fork, no more.
 
     Args:
         journal: of the account.
@@ -32,6 +33,7 @@ class Session:
     ) -> None:
         self.journal = journal
         self.process = uuid.uuid4().hex
+        self._pid = os.getpid()
         self.replica = Replica()
         self.configured: RateLimits | None = None
         self._on_wake = on_wake
@@ -44,6 +46,11 @@ class Session:
     def takes_part(self) -> bool:
         """Whether the journal knows this process, as far as it was read."""
         return self.process in self.replica.processes
+
+    @property
+    def waits(self) -> bool:
+        """Whether it stands in the account's line."""
+        return self.process in self.replica.line
 
     def charges(self) -> Collection[int]:
         """The numbers of our reservations in the books; none if we were taken for dead."""
@@ -113,7 +120,7 @@ class Session:
             self._wake_first(first, next_, own)
         self._report(own)
         if self._is_ours_to_prune(own):
-            with suppress(LedgerUnavailable):  # then it grows until the next time
+            with suppress(KimiError):  # then it grows until the next time
                 await self.journal.prune(dump(self.replica))
         return own, lessons
 
@@ -123,6 +130,8 @@ class Session:
 
     async def _consult(self, lines: list[Line], room: Room | None = None, wake: str | None = None) -> Read:
         """Enter lines, and before them what the journal has lost; whatever hangs on that is decided anew."""
+        if os.getpid() != self._pid:
+            raise LedgerUnavailable("this ledger was opened before a fork: open another one after it")
         if self._known is None:
             read = await self.journal.append(self.replica.last, self.process, lines, room, wake=wake)
             if not read.lost:
@@ -136,7 +145,7 @@ class Session:
             else:
                 self._known = None
                 self._take_in(read)
-        return await self._consult(lines) if room is None else Read(None, [], appended=False)
+        return await self._consult(lines, wake=wake) if room is None else Read(None, [], appended=False)
 
     def _begin_anew(self, read: Read) -> None:
         self._known = self._known or dump(self.replica)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import islice
 
 from kimi_async.budgets import Budgets, Charge, Denial, Lesson, Room
 from kimi_async.errors import ConfigurationError, KimiError, LedgerUnavailable
@@ -97,7 +98,7 @@ class SharedLedger:
         try:
             return await asked.answer
         except asyncio.CancelledError:
-            if not asked.answer.cancelled() and isinstance(charge := asked.answer.result(), Charge):
+            if (charge := asked.charge()) is not None:
                 self.cancel(charge)  # it had come in the meantime
             raise
 
@@ -188,16 +189,30 @@ class SharedLedger:
         if self._closed:
             return
         self._closed = True
-        if self._entering is not None:
-            await asyncio.wait([self._entering])
-        with suppress(LedgerUnavailable):  # then the lease will end
-            if self._share.is_open:
-                await self._enter_share()
-            if self._session.takes_part:
-                await self._session.append([*map(self._line_of, self._queue.told()), ("part", {})])
-        if self._renewal is not None:
-            self._renewal.cancel()
-        await self._journal.aclose()
+        try:
+            if self._entering is not None:
+                await asyncio.wait([self._entering])
+            with suppress(KimiError):  # then the lease will end
+                await self._say_goodbye()
+        finally:
+            self._let_go()
+            with suppress(KimiError):
+                await self._journal.aclose()
+
+    async def _say_goodbye(self) -> None:
+        if self._share.is_open:
+            await self._enter_share()
+        if self._session.takes_part:
+            await self._session.append([*map(self._line_of, self._queue.told()), ("part", {})])
+
+    def _let_go(self) -> None:
+        """Leave nothing running, and nobody waiting."""
+        for one in (self._entering, self._renewal):
+            if one is not None:
+                one.cancel()
+        self._share = Share()
+        self._queue.turn_away(LedgerUnavailable("this ledger was closed"))
+        self._notify()
 
     # -- entering -----------------------------------------------------------------------------------------------
 
@@ -230,8 +245,8 @@ class SharedLedger:
             raise
         finally:
             self._entering = None
-        if self._queue or self._share.is_open:
-            asyncio.get_running_loop().call_later(RETRY, self._try_again)
+            if (self._queue or self._share.is_open) and not self._closed:
+                asyncio.get_running_loop().call_later(RETRY, self._try_again)
 
     def _go_away(self, exc: LedgerUnavailable) -> None:
         """The journal cannot be reached: do with requests what the user chose."""
@@ -239,17 +254,14 @@ class SharedLedger:
         if self._away_since is None and not self._queue.only_looks():
             self._away_since = now
             if self._when_away == "share":
-                self._open_share(now)
-            self._on_event(LedgerAway(str(exc), self._when_away))
+                self._share.open(self._session.replica, self._session.process, now)
+                for charge in self._numbers:
+                    self._share.adopt(now, charge)
+            self._soon(self._on_event, LedgerAway(str(exc), self._when_away))
         self._queue.turn_away(exc, but_requests=self._when_away != "fail")
         if self._share.is_open:
             for asked in self._queue.asked():
                 asked.answer.set_result(self._share.reserve(now, asked.cost) or Denial("ledger", math.inf))
-
-    def _open_share(self, now: float) -> None:
-        self._share.open(self._session.replica, self._session.process, now)
-        for charge in self._numbers:
-            self._share.adopt(now, charge)
 
     async def _enter_share(self) -> None:
         """Enter what the share let in meanwhile: it counts from now on, which is later than it was."""
@@ -266,7 +278,7 @@ class SharedLedger:
             return
         seconds, admitted = self._journal.now() - self._away_since, len(self._share.admitted)
         self._share, self._away_since = Share(), None
-        self._on_event(LedgerBack(seconds, admitted))
+        self._soon(self._on_event, LedgerBack(seconds, admitted))
         self._notify()
 
     async def _enter_some(self) -> None:
@@ -290,13 +302,16 @@ class SharedLedger:
             self._queue.popleft()
             if one.charge is not None and one.operation != "sent":
                 del self._numbers[one.charge]
-            if one.learned is not None:  # soon, for an error in what others do with it must not stop this task
-                lesson = lessons.get(entry.id) or Lesson(explained=True)
-                asyncio.get_running_loop().call_soon(one.learned, lesson)
+            if one.learned is not None:
+                self._soon(one.learned, lessons.get(entry.id) or Lesson(explained=True))
         if any(one.operation == "refuse" for one in told):
             await self._tell_namesakes()
         if any(one.operation == "alive" for one in told):
             await self._session.bury()
+
+    def _soon(self, hook: Callable[..., None], what: object) -> None:
+        """Not now, for an error in what others do with it must not stop this task."""
+        asyncio.get_running_loop().call_soon(hook, what)
 
     def _line_of(self, one: Told) -> Line:
         number = {} if one.charge is None else {"charge": self._numbers[one.charge]}
@@ -309,7 +324,7 @@ class SharedLedger:
             accounts = await self.namesakes()
             self._has_told_namesakes = True
             if len(accounts) > 1:
-                self._on_event(SameOrganization(organization, accounts))
+                self._soon(self._on_event, SameOrganization(organization, accounts))
 
     async def _answer(self, asked: Asked) -> None:
         """Let it in if there is room and no other's turn; decided anew if somebody else was let in meanwhile."""
@@ -322,7 +337,7 @@ class SharedLedger:
                 own, _ = await session.append([("reserve", {"tokens": asked.cost.tokens})], verdict)
                 if own and own[0].id in session.charges():
                     self._admit(asked, own[0])
-            elif self._subscribers and session.process not in session.replica.line:
+            elif self._subscribers and not session.waits:
                 await session.append([("wait", {})])  # and look again, at what that has read
             elif self._subscribers or has_read:
                 asked.answer.set_result(verdict)
@@ -342,8 +357,9 @@ class SharedLedger:
         """See what follows from it."""
         self._disown(own)
         self._leave_unwanted()
-        if own or self._renewal is None:  # we may hold what we were told had failed
-            self._keep_alive()
+        renewal, soon = self._renewal, asyncio.get_running_loop().time() + TURN
+        if own or renewal is None or (self._session.waits and renewal.when() > soon):
+            self._keep_alive()  # we may hold, or wait for, what we were told had failed
         if loosened:
             self._notify()
 
@@ -361,12 +377,12 @@ class SharedLedger:
 
     def _leave_unwanted(self) -> None:
         """Nobody here waits any more, though somebody did when we joined the line."""
-        if not self._subscribers and self._session.process in self._session.replica.line:
+        if not self._subscribers and self._session.waits:
             self._tell(Told("leave"))
 
     def _wake_up(self) -> None:
-        """Another process says that there is news for us."""
-        if not any(isinstance(one, Look) for one in self._queue):
+        """Another process says that there is news for us; what is being read may not have it."""
+        if Look() not in islice(self._queue, self._entering is not None, None):
             self._tell(Look())
 
     def _keep_alive(self) -> None:
@@ -374,9 +390,8 @@ class SharedLedger:
         if self._renewal is not None:
             self._renewal.cancel()
             self._renewal = None
-        waiting = self._session.process in self._session.replica.line
-        if waiting or self._session.charges() or self._when_away == "share":
-            seconds = TURN if waiting else LEASE / 3
+        if self._session.waits or self._session.charges() or self._when_away == "share":
+            seconds = TURN if self._session.waits else LEASE / 3
             self._renewal = asyncio.get_running_loop().call_later(seconds, self._show_life)
 
     def _show_life(self) -> None:

@@ -157,8 +157,10 @@ class SQLiteJournal:
             self._watching.cancel()
         if self._socket is not None:
             self._socket.close()
-        await self._run(self._file.release)
-        self._thread.shutdown(wait=False)
+        try:
+            await asyncio.shield(self._run(self._file.release))
+        finally:
+            self._thread.shutdown(wait=False)
 
     # -- in the thread ----------------------------------------------------------------------------------------
 
