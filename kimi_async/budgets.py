@@ -49,10 +49,6 @@ PROBE_PATIENCE = 0.02
 """Share of a minute after which a probe that met no refusal has passed. Refusals come at once, answers may not."""
 
 
-WINDOWED: frozenset[str] = frozenset({"rpm", "tpm", "tpd"})
-"""Budgets that only the clock refills; a slot comes back when a request ends."""
-
-
 class Denial(NamedTuple):
     """Why a cost does not fit now, and in how many seconds it will.
 
@@ -97,7 +93,7 @@ class Lesson:
         explained: our own books agree, now, that the budget is full; waiting for them is enough.
         echo: not explained, but the request was under way when the last such refusal came: it says nothing new.
         adopted: the lower limit that holds from now on; None where the configured one stands.
-        foreign: tokens that somebody else has spent on this account, now booked.
+        foreign: what somebody else has spent on this account, now booked: requests of RPM, else tokens.
     """
 
     explained: bool
@@ -315,14 +311,20 @@ class Budgets:
         return refusal.limit
 
     def _book_foreign(self, now: float, refusal: Refusal) -> int:
-        if refusal.current is None or refusal.budget not in {"tpm", "tpd"}:
+        """What others spend of the part of the gateway's limit that ours leaves to them is no concern of ours."""
+        if refusal.current is None or refusal.budget is None:
             return 0
         if refusal.budget == "tpd" and refusal.retry_after:
             return 0  # the gateway says when its day ends; what is booked now would stay for a whole day
-        log = self.minute if refusal.budget == "tpm" else self.day
-        foreign = max(refusal.current - log.tokens, 0)
-        if foreign:
-            log.add(now, 0, foreign)
+        ours = getattr(self._limits, refusal.budget) or 0
+        current = refusal.current - max((refusal.limit or 0) - ours, 0)
+        log = self.day if refusal.budget == "tpd" else self.minute
+        requests = refusal.budget == "rpm"
+        foreign = current - (log.requests if requests else log.tokens)
+        few = max(MAX_GUARD * ours, 1) if requests else 0  # they may be our own, which came late
+        if foreign <= few:
+            return 0
+        log.add(now, *((foreign, 0) if requests else (0, foreign)))
         return foreign
 
     def _over(self, budget: Budget | None) -> bool:

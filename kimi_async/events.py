@@ -65,13 +65,14 @@ class LimitAdopted:
 
 @dataclass(frozen=True, slots=True)
 class ForeignUsage:
-    """Another program uses the account: ``tokens`` that it spent are now booked in ``budget``."""
+    """Another program uses the account: what it spent is now booked in ``budget``, requests of RPM or else tokens."""
 
     budget: Budget
-    tokens: int
+    spent: int
 
     def __str__(self) -> str:
-        return f"{self.tokens:,} tokens of {self.budget} were spent elsewhere on this account; booked"
+        unit = "requests" if self.budget == "rpm" else "tokens"
+        return f"{self.spent:,} {unit} of {self.budget} were spent elsewhere on this account; booked"
 
 
 @dataclass(frozen=True, slots=True)

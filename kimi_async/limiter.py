@@ -9,12 +9,12 @@ from functools import partial
 from itertools import count
 from typing import Literal
 
-from .budgets import MAX_GUARD, WINDOWED
+from .budgets import MAX_GUARD
 from .errors import DailyBudgetExhausted, LimiterClosed, RequestTooLarge, WaitTooLong
 from .events import EventHook, ForeignUsage, LimitAdopted, Refused, log_event
 from .ledger import Charge, Denial, Ledger, Lesson
 from .ledger.memory import MemoryLedger
-from .limits import Cost, RateLimits, Usage
+from .limits import WINDOWED, Cost, RateLimits, Usage
 from .line import Line, Waiter
 from .pace import Pace, PaceMode
 from .refusal import Refusal
@@ -265,17 +265,24 @@ class RateLimiter:
     # -- what happens to a reservation ------------------------------------------------------------------------
 
     def learn(self, charge: Charge, refusal: Refusal) -> None:
-        """End a refused reservation, and draw the lessons: ``Reservation.refused`` comes here."""
-        self.ledger.refuse(charge, refusal, partial(self._learned, refusal, self.limits))
+        """End a refused reservation, and draw the lessons: ``Reservation.refused`` comes here.
 
-    def _learned(self, refusal: Refusal, configured: RateLimits, lesson: Lesson) -> None:
+        Kimi's text for RPM states the limit and not what is used of it. A gateway that lets bursts pass says so by
+        refusing: the minute is full, and this request was one too many. Of any other, it may be the pace.
+        """
+        pace = refusal.budget == "rpm" and not self._pace.passed
+        if refusal.budget == "rpm" and refusal.limit and not pace:
+            refusal = replace(refusal, current=refusal.limit + 1)
+        self.ledger.refuse(charge, refusal, partial(self._learned, refusal, self.limits, pace=pace))
+
+    def _learned(self, refusal: Refusal, configured: RateLimits, lesson: Lesson, *, pace: bool) -> None:
         budget = refusal.budget
         if budget is None:
             return
         self._keep_pace()
         pause = 0.0
         new = not (lesson.explained or lesson.echo)
-        if new and not (budget == "rpm" and self._pace.slow()):
+        if new and not (pace and self._pace.slow()):
             pause = self.ledger.pause(refusal)
         if lesson.adopted is not None:
             self._on_event(LimitAdopted(budget, getattr(configured, budget), lesson.adopted))

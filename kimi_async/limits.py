@@ -9,7 +9,10 @@ from .errors import ConfigurationError
 Budget = Literal["concurrency", "rpm", "tpm", "tpd"]
 """One of the four limits that Kimi's gateway enforces."""
 
-BUDGETS: tuple[Budget, ...] = ("concurrency", "rpm", "tpm", "tpd")
+WINDOWED: tuple[Budget, ...] = ("rpm", "tpm", "tpd")
+"""Those that only the clock refills; a slot comes back when a request ends."""
+
+BUDGETS: tuple[Budget, ...] = ("concurrency", *WINDOWED)
 
 
 @dataclass(frozen=True, slots=True)

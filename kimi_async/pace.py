@@ -34,11 +34,9 @@ vary by 0.2 s."""
 LONGEST = 0.03
 """Share of a minute after which the others leave in any case: 1.8 s, for connections that take long to be made."""
 
-BURST = 0.5
-"""Who lets so large a part of RPM pass at once refuses no bursts..."""
-
-TOLERATED = 0.02
-"""...which is certain after this share of a minute without a refusal. Refusals come at once, answers may not."""
+BURST = 1 / 3
+"""Who lets so large a part of RPM pass at once refuses no bursts, which is certain when no refusal has come
+``LOOKS * STEP`` of a minute after the last of them was written. Refusals come at once, answers may not."""
 
 SLACK = (1.0, 1.1, 1.25, 1.5)
 """Multiples of the even interval, ``minute / rpm``, that unexplained RPM refusals slow the pace to, in turn."""
@@ -79,6 +77,7 @@ class Trial:
         self._ahead = 0.0
         self._latest = 0.0
         self._first: deque[Departed] = deque(maxlen=TRIAL)
+        self._last: Departed | None = None
         self._passed_at = math.inf
         self._looks = 0
         self._ends_at = math.inf  # before the first burst
@@ -94,8 +93,10 @@ class Trial:
             if ahead > TRIAL - 1:
                 self._ends_at = now + LONGEST * self._minute
                 self.running = True
-        if ahead >= self._enough and self._passed_at == math.inf:
-            self._passed_at = now + TOLERATED * self._minute
+        if ahead >= self._enough and self._last is None:
+            self._last = request
+        elif self._passed_at == math.inf and self._last is not None and self._last.state != "pending":
+            self._passed_at = now + LOOKS * STEP * self._minute
 
     def holds(self, now: float) -> bool:
         """Whether the others must wait for news."""
@@ -110,7 +111,7 @@ class Trial:
 
     def passed(self, now: float) -> bool:
         """Whether a burst has passed: if the gateway refuses a request now, that has another reason."""
-        return now >= self._passed_at
+        return self._last is not None and (self._last.state == "ended" or now >= self._passed_at)
 
 
 class Pace:
@@ -171,9 +172,8 @@ class Pace:
                 news.set()
 
     def slow(self) -> bool:
-        """Space requests out further, for a gateway that refuses bursts; False when that cannot be why it refused."""
-        passed = self._trial is not None and self._trial.passed(_now())
-        if self._slowdowns == len(SLACK) or not self._even or passed:
+        """Space requests out further, for a gateway that refuses bursts; False when that is done as far as it goes."""
+        if self._slowdowns == len(SLACK) or not self._even:
             return False
         self._trial = None
         self._set_interval(self._even * SLACK[self._slowdowns])
@@ -181,6 +181,11 @@ class Pace:
         self._spend()  # the request that was refused has just left; the next one keeps its distance
         self.look()
         return True
+
+    @property
+    def passed(self) -> bool:
+        """Whether the gateway has let a burst pass: what it refuses from now on, it refuses for the whole minute."""
+        return self._trial is not None and self._trial.passed(_now())
 
     def _holds(self) -> bool:
         return self._trial is not None and self._trial.holds(_now())

@@ -21,7 +21,8 @@ class Refusal:
         budget: which limit, if ``kind`` is ``"budget"``.
         scope: whose limit, in Kimi's words: ``"organization"``, ``"project"``, ``"user+model"``; None unsaid.
         limit: the limit as the gateway states it; None where it does not.
-        current: tokens in the gateway's window, the refused request's own included; None where unsaid.
+        current: tokens in the gateway's window, or requests if the budget is RPM, the refused one included; None
+            where unsaid.
         organization: the account's own name at Kimi, ``org-…``, which the text begins with; None unsaid.
         retry_after: seconds the gateway asks to wait, from the header or else the text; None where unsaid.
             For RPM the text always says 1, which is not enough: a window needs up to a minute.

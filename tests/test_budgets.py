@@ -134,6 +134,40 @@ def test_current_above_ours_is_foreign_usage():
     assert books.reserve(1.0, Cost(1)) == Denial("tpm", pytest.approx(MINUTE))
 
 
+def test_requests_above_ours_are_foreign_as_well():
+    """We sent 3 of a limit of 60, the last one was one too many: 58 are somebody else's, for a minute at most."""
+    books = Budgets(RateLimits(rpm=60))
+    charges = [send(books, at, 1) for at in (0.0, 0.5, 0.5)]
+    refusal = Refusal("budget", "rpm", limit=60, current=61)
+    lesson = books.refuse(1.0, charges[1], refusal)
+    assert (lesson.explained, lesson.foreign) == (True, 58)
+    assert books.reserve(1.0, Cost(1)) == Denial("rpm", pytest.approx(MINUTE - 0.5))
+    lesson = books.refuse(1.0, charges[2], refusal)
+    assert (lesson.explained, lesson.foreign) == (True, 0)
+
+
+@pytest.mark.parametrize(("rpm", "missing", "foreign"), [(60, 3, 0), (60, 4, 4), (3, 1, 0), (3, 2, 2)])
+def test_a_few_requests_too_many_may_be_our_own(rpm, missing, foreign):
+    """Left our window, and not yet the gateway's: 5 % of them, or one, are not booked, but widen the guard."""
+    books = Budgets(RateLimits(rpm=rpm))
+    charges = [send(books, 0.0, 1) for _ in range(rpm + 1 - missing)]
+    lesson = books.refuse(1.0, charges[-1], Refusal("budget", "rpm", limit=rpm, current=rpm + 1))
+    assert (lesson.explained, lesson.foreign) == (bool(foreign), foreign)
+
+
+@pytest.mark.parametrize("sent", [1, 20])
+def test_what_others_spend_of_their_own_part_is_not_booked(sent):
+    """We keep to half of the account's limits; the other half is theirs, and all that is above it is booked."""
+    books = Budgets(RateLimits(rpm=30, tpm=3000))
+    charges = [send(books, 0.0, 100) for _ in range(sent)]
+    lesson = books.refuse(1.0, charges[-1], Refusal("budget", "rpm", limit=60, current=61))
+    assert lesson.foreign == 30 + 1 - sent
+    books = Budgets(RateLimits(rpm=30, tpm=3000))
+    charges = [send(books, 0.0, 100) for _ in range(sent)]
+    lesson = books.refuse(1.0, charges[-1], Refusal("budget", "tpm", limit=6000, current=6050))
+    assert lesson.foreign == 3000 + 50 - 100 * sent
+
+
 def test_a_day_that_the_gateway_says_is_spent_is_closed_until_it_says():
     """Retry-After is exact; booking the day's usage as of now would keep it closed for 24 hours more."""
     books = Budgets(RateLimits(tpd=1000))

@@ -549,7 +549,7 @@ async def test_a_node_that_is_away_is_left(new_valkey, monkeypatch, node):  # no
 async def test_who_listens_goes_on_when_its_password_is_accepted_again(new_valkey):  # noqa: F811
     """An administrator may have changed it for a while."""
     server, woken = new_valkey("--requirepass", "sesame"), asyncio.Event()
-    url = f"{server.tcp_url}?password=sesame"  # where an error of it is told from others
+    url = f"{server.url}?password=sesame"
     one, other = RedisJournal(url, "account"), RedisJournal(url, "account")
     address = await one.listen(woken.set)
     async with Redis.from_url(url) as client:
@@ -625,10 +625,12 @@ async def test_a_password_opens_and_is_never_shown(new_valkey):  # noqa: F811
     await ledger.refresh()
     assert repr(ledger) == f"<SharedLedger <RedisJournal redis://{place}/0, account 'a'>, 0 processes>"
     await ledger.aclose()
-    for wrong, text in [(f"redis://:no{ESCAPED}@{place}", "WRONGPASS|invalid"), (f"redis://{place}", "Auth|NOAUTH")]:
-        with pytest.raises(ConfigurationError, match=f"redis://{place}: .*({text})") as caught:
-            await open_ledger(wrong)
-        assert "sesame" not in "".join(traceback.format_exception(caught.value))
+    for url in (server.tcp_url, server.url):
+        wrong = url.replace("://", f"://:no{ESCAPED}@")
+        for unwelcome, text in [(wrong, "WRONGPASS|invalid"), (url, "Auth|NOAUTH")]:
+            with pytest.raises(ConfigurationError, match=f"{url}: .*({text})") as caught:
+                await open_ledger(unwelcome)
+            assert "sesame" not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize(

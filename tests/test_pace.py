@@ -1,6 +1,7 @@
 """The pace on virtual time: the trial of the first burst, what slows it, and gateways that refuse bursts."""
 
 import asyncio
+from dataclasses import replace
 from random import Random
 from types import SimpleNamespace
 
@@ -9,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.scenarios.makespan import BOUNDS, JITTERS, POLICIES, Case
+from benchmarks.schedule import ideal, makespan
 from kimi_async.errors import WaitTooLong
+from kimi_async.events import ForeignUsage, Refused
 from kimi_async.ledger.memory import MemoryLedger
 from kimi_async.limiter import RateLimiter
 from kimi_async.limits import Cost, RateLimits
@@ -122,31 +125,43 @@ def test_only_the_first_burst_is_tried():
 
 
 @pytest.mark.parametrize(("rate", "passed"), [(0.0, True), (0.5, True), (1.0, False)])
-def test_a_burst_has_passed_when_half_of_rpm_went_ahead_of_the_even_pace(rate, passed):
-    """And nobody was refused for 1.2 s: at once, or at twice the even pace, but never at that pace itself."""
+def test_a_burst_has_passed_when_a_third_of_rpm_went_ahead_of_the_even_pace(rate, passed):
+    """And nobody was refused for a while: at once, or at twice the even pace, but never at that pace itself."""
     trial = Trial(60, 60.0)
     for number in range(60):
         burst(trial, 1, at=number * rate)
-    assert trial.passed(59 * rate + 1.21) is passed
+    assert trial.passed(59 * rate + HOLD + 0.01) is passed
 
 
 @pytest.mark.parametrize("rpm", [1, 2])
 def test_one_request_is_no_burst(rpm):
     """However large a part of RPM it is."""
     trial = Trial(rpm, 60.0)
-    burst(trial, 1)
+    burst(trial, 1, state="ended")
     assert not trial.passed(30.0)
-    burst(trial, 2, at=60.0)
-    assert trial.passed(90.0)
+    burst(trial, 2, at=60.0, state="ended")
+    assert trial.passed(60.0)
 
 
 def test_a_burst_has_not_passed_while_it_may_still_be_refused():
-    """Thirty have just left."""
+    """Twenty have left, and the last of them was written before the next one left."""
     trial = Trial(60, 60.0)
-    burst(trial, 29)
-    assert not trial.passed(10.0)
-    burst(trial, 1)
-    assert [trial.passed(now) for now in (1.19, 1.2)] == [False, True]
+    *_, last = burst(trial, 20, state="pending")
+    burst(trial, 1, at=10.0)
+    assert not trial.passed(20.0)
+    last.state = "sent"
+    assert not trial.passed(20.0)
+    burst(trial, 1, at=20.0)
+    assert [trial.passed(now) for now in (19.9 + HOLD, 20 + HOLD)] == [False, True]
+
+
+def test_a_burst_has_passed_when_the_last_of_it_is_answered():
+    """No refusal can come any more."""
+    trial = Trial(60, 60.0)
+    *_, last = burst(trial, 20)
+    assert not trial.passed(0.1)
+    last.state = "ended"
+    assert trial.passed(0.1)
 
 
 # -- the pace -------------------------------------------------------------------------------------------------
@@ -313,16 +328,24 @@ async def test_whoever_waits_while_the_pace_slows_keeps_the_new_distance():
     assert clock() - begin == pytest.approx(1.01, abs=1e-3)
 
 
-async def test_a_gateway_that_let_a_burst_pass_is_not_paced_for_one_refusal():
-    """That has another reason, and closes the budget for a while."""
+@pytest.mark.parametrize(
+    ("ours", "refusal", "expected"),
+    [
+        (40, REFUSED, [ForeignUsage("rpm", 20), Refused("rpm", True, 0.0)]),
+        (58, REFUSED, [Refused("rpm", False, 1.0)]),
+        (40, replace(REFUSED, limit=None), [Refused("rpm", False, 1.0)]),
+    ],
+)
+async def test_a_gateway_that_let_a_burst_pass_is_not_paced_for_one_refusal(ours, refusal, expected):
+    """The minute is full of other requests; of few, they may be ours, and of no stated limit nobody knows how many."""
     events = []
     limiter = RateLimiter(RateLimits(rpm=60), on_event=events.append)
-    await departures(limiter, 40)
+    await departures(limiter, ours)
     await asyncio.sleep(2)
     reservation = await limiter.acquire(ONE)
     reservation.sent()
-    reservation.refused(REFUSED)
-    assert [event.pause for event in events] == [1]
+    reservation.refused(refusal)
+    assert events == expected
     assert limiter._pace.interval == pytest.approx(SMOOTH)
 
 
@@ -433,3 +456,36 @@ async def test_each_process_of_an_account_tries_on_its_own():
     assert [len(log) for log in logs] == [TRIAL, TRIAL]
     await asyncio.sleep(4)
     assert [len(log) for log in logs] == [5, 5]
+
+
+@pytest.mark.parametrize("way", [0.0015, 0.01])
+def test_another_client_on_the_account_is_made_room_for(way):
+    """It sends a third of RPM, evenly: each minute a few are refused, which are under way when the first one is."""
+    case = Case("sliding", "RPM", 0.0, 6.0)
+    gateway, events = Gateway(case, 1, way=way), []
+
+    async def spend():
+        while True:
+            refusal = gateway.account.admit(clock(), 1)
+            if refusal is None:
+                gateway.account.release()
+            others.append(refusal)
+            await asyncio.sleep(3 * 6 / case.limits.rpm)
+
+    async def main():
+        spender = asyncio.create_task(spend())
+        await asyncio.sleep(6)
+        limiter, begin = RateLimiter(case.limits, on_event=events.append), clock()
+        await asyncio.gather(*(gateway.send(limiter, request.tokens) for request in case.file(1)))
+        spender.cancel()
+        return clock() - begin
+
+    others = []
+    left = replace(case.limits, rpm=case.limits.rpm * 2 // 3)
+    seconds = run_virtual(main())
+    departures = ideal([request.tokens for request in case.file(1)], left, latency=case.latency)
+    least = makespan(departures, latency=case.latency)
+    assert seconds <= 1.02 * least
+    assert gateway.refused <= 10
+    assert not any(others)
+    assert {event.budget for event in events} == {"rpm"}

@@ -78,14 +78,15 @@ each with its own gateway.""",
         Remark(
             "foreign_refused",
             "*",
-            "A client that is alone in its books fills the account before the first refusal tells it otherwise. A "
-            "ledger that both clients share would change it.",
+            "A client that is alone in its books fills the account before the first refusal tells it otherwise, and "
+            "somebody else's request may be the next. A ledger that both clients share would change it.",
         ),
         Remark(
             "*",
             "another client*",
-            "Kimi's refusal for RPM does not say how much somebody else has used, so kimi_async can only slow down "
-            "until it is refused no more. A ledger that both clients share would change it.",
+            "kimi_async learns from a refusal what others have spent, and leaves room for it; a minute later it "
+            "learns anew, and what is under way by then is refused as well. A ledger that both clients share would "
+            "change it.",
         ),
         Remark(
             "*",

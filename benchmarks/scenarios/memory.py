@@ -17,8 +17,7 @@ from benchmarks.results import LOST, OURS, Figure, Observation, Plan, Remark, Sc
 from benchmarks.trial import observed
 from kimi_async.mock import MockSettings
 
-SIZES = (1_000, 10_000, 100_000)
-MILLION = 1_000_000
+SIZES = (1_000, 10_000, 100_000, 1_000_000)
 
 COMMAND = "kimi_async, batch command"
 GATHERING = "kimi_async, gathered"
@@ -80,7 +79,7 @@ def measure(plan: Plan) -> Iterator[Observation]:
 
 
 def _sizes(plan: Plan) -> tuple[int, ...]:
-    return SIZES[:1] if plan.quick else (*SIZES, MILLION) if plan.full else SIZES
+    return SIZES[:1] if plan.quick else SIZES
 
 
 def _names(plan: Plan, count: int) -> list[str]:

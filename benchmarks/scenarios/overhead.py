@@ -67,19 +67,20 @@ class Case:
 
 SHORT = Case(100)
 PLAIN = (Case(1), Case(10), Case(100), Case(400))
+REPEATING = (Case(100, repeated=True), Case(400, repeated=True))
 ONE_BY_ONE = (
     *(Case(level) for level in LEVELS),
     Case(100, 50),
     Case(1_000, 1_000),
     *(Case(level, loop="uvloop") for level in (1, 100, 1_000)),
-    Case(100, repeated=True),
+    *REPEATING,
 )
 """Concurrency varied by itself, then latency and loop at few of its values."""
 
 LOOPS: tuple[Loop, ...] = ("", "uvloop")
 ALL = (
     *(Case(level, latency, loop) for loop, latency, level in product(LOOPS, LATENCIES, LEVELS)),
-    Case(100, repeated=True),
+    *REPEATING,
 )
 
 ONE_CONNECTION = (

@@ -15,7 +15,7 @@ from kimi_async.client import AsyncKimi
 from kimi_async.errors import ConfigurationError, RequestTooLarge
 from kimi_async.jsonl import BadLine, BatchRequest, Defaults, read_lines
 from kimi_async.limiter import RateLimiter
-from kimi_async.limits import Budget, Cost, RateLimits
+from kimi_async.limits import WINDOWED, Budget, Cost, RateLimits
 from kimi_async.models import Currency, money
 from kimi_async.parameters import check
 
@@ -23,9 +23,6 @@ from .gateway import SIGNS, currency_of
 from .options import ANSWERED, FAILED, LimitOptions, default_model, on_disk
 from .progress import clock
 from .terminal import Terminal, in_one_line
-
-WINDOWED: tuple[Budget, ...] = ("rpm", "tpm", "tpd")
-"""Budgets that bound the time of a file; how long slots are held is not known before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +168,10 @@ async def _priced(row: Row, cost: Cost, kimi: AsyncKimi, currency: Currency) -> 
 
 
 async def least_time(limits: RateLimits, total: Total) -> tuple[float, Budget]:
-    """Seconds until the last line can have been sent, at least, and the budget that sets it."""
+    """Seconds until the last line can have been sent, at least, and the budget that sets it.
+
+    How long slots are held is not known before.
+    """
     alone = RateLimits(minute=limits.minute, day=limits.day)
     return max(
         (RateLimiter(alone.with_limit(budget, getattr(limits, budget))).time_to_send(total.good, total.tokens), budget)

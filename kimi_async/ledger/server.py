@@ -183,14 +183,19 @@ class Server:
             async with asyncio.timeout(ANSWER):
                 yield
         except (AuthenticationError, NoPermissionError) as exc:
-            raise ConfigurationError(f"{self.place}: {exc}; check the URL's user and password") from exc
+            raise self._unwelcome(exc) from exc
         except BusyLoadingError as exc:
             self._settled = time.monotonic() + SETTLING
             raise LedgerUnavailable(f"{self.place} is reading its data; try again") from exc
         except TimeoutError as exc:
             raise LedgerUnavailable(f"{self.place} does not answer within {ANSWER:g} s") from exc
         except (RedisError, OSError) as exc:
+            if isinstance(exc.__cause__, AuthenticationError):  # redis-py's connection to a Unix socket wraps it
+                raise self._unwelcome(exc) from exc
             raise LedgerUnavailable(f"{self.place}: {exc}") from exc
+
+    def _unwelcome(self, exc: Exception) -> ConfigurationError:
+        return ConfigurationError(f"{self.place}: {exc}; check the URL's user and password")
 
     # -- the connection -----------------------------------------------------------------------------------------
 
