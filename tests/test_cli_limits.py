@@ -81,8 +81,7 @@ def test_a_view_tells_who_waits_what_is_closed_and_what_was_learned():
         ("b", "join", {"address": "2"}),
         ("b", "wait", {}),
         ("a", "sent", {"charge": 3}),
-        ("a", "refuse", {"charge": 3, **refusal}),
-        ("a", "pause", refusal),
+        ("a", "refuse", {"charge": 3, **refusal, "pause": True}),
         ("a", "reserve", {"tokens": 7}),
     ]
     for number, (process, operation, detail) in enumerate(entries, start=1):

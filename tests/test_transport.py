@@ -350,7 +350,7 @@ def test_every_slot_comes_back_and_what_was_begun_is_charged(attempts):
 @pytest.mark.parametrize(
     ("refusal", "again_at", "left"),
     [
-        (refused("rpm", 50), 60 / 50, (0, 2, 10)),
+        (refused("rpm", 50), 1, (0, 2, 10)),
         (refused("concurrency", 50), 1, (0, 2, 10)),
         (refused("tpm", 100_000, 100_005), MINUTE, (0, 1, 10)),
     ],

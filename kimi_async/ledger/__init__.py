@@ -66,11 +66,11 @@ class Ledger(Protocol):
     def cancel(self, charge: Charge) -> None:
         """Give everything back; only before the request was sent."""
 
-    def refuse(self, charge: Charge, refusal: Refusal, learned: Callable[[Lesson], None]) -> None:
-        """End a refused reservation and learn from the refusal; ``learned`` is told what."""
+    def refuse(self, charge: Charge, refusal: Refusal, learned: Callable[[Lesson], None], *, pause: bool) -> None:
+        """End a refused reservation and learn from the refusal; ``learned`` is told what.
 
-    def pause(self, refusal: Refusal) -> float:
-        """Close a budget for a while; returns for how long."""
+        One that the books do not explain closes its budget for a while if it is to ``pause``.
+        """
 
     def forecast(self, costs: Iterable[Cost]) -> Callable[[Cost], Denial]:
         """A function that says how long each further cost, in line behind ``costs``, would wait."""
