@@ -7,6 +7,7 @@ import pytest
 
 from kimi_async.cli import main
 from kimi_async.cli.gateway import account_of, default_ledger
+from kimi_async.errors import ConfigurationError
 from kimi_async.ledger import account_of_key, open_ledger
 from kimi_async.ledger.replica import LEASE, Entry, Replica
 from kimi_async.ledger.view import Participant, view
@@ -121,6 +122,22 @@ def test_a_mock_on_this_machine_leaves_no_trace(monkeypatch, base_url, ledger):
     monkeypatch.delenv("MOONSHOT_BASE_URL", raising=False)
     monkeypatch.delenv("KIMI_BASE_URL", raising=False)
     assert default_ledger(base_url) == ledger
+
+
+@pytest.mark.parametrize(
+    ("option", "environment", "problem"),
+    [
+        (None, "https://api.moonshot.cn/v1\r", "'\\r' at position 26"),  # from a file with Windows' ends of lines
+        ("https://api.moonshot.cn:abc/v1", "", "Invalid port: 'abc'"),
+    ],
+)
+def test_a_base_url_that_is_none_names_no_ledger(monkeypatch, option, environment, problem):
+    """It is told as what it is, before anything is opened."""
+    monkeypatch.setenv("MOONSHOT_BASE_URL", environment)
+    with pytest.raises(ConfigurationError) as caught:
+        default_ledger(option)
+    assert str(caught.value).startswith(f"base_url={option or environment!r}: ")
+    assert problem in str(caught.value)
 
 
 def test_a_ledger_that_cannot_be_kept_is_told_with_the_way_round_it(tmp_path, monkeypatch, capsys):

@@ -155,6 +155,24 @@ def test_a_base_url_that_is_none_is_told_at_once(url):
         client(base_url=url)
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("htps://user:SECRET@gw.test/v1", "'htps://gw.test/v1': must begin with https:// or http:// and a host"),
+        ("https://user:SECRET#1@gw.test/v1", "'https://gw.test/v1': no URL; percent-encode"),
+        ("user:SECRET@gw.test/v1", "'gw.test/v1': must begin with"),
+        ("http://user:SECRET@gw.test/\udcff", "'http://gw.test/\\udcff': no URL"),
+    ],
+)
+def test_a_base_url_that_is_none_is_shown_without_its_password(url, shown):
+    """Whatever is wrong with it."""
+    with pytest.raises(ConfigurationError) as caught:
+        client(base_url=url)
+    assert str(caught.value).startswith(f"base_url={shown}")
+    assert "SECRET" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
 async def test_defaults():
     """Tier 0, the least that any account has; Kimi's own patience for an answer."""
     kimi, inner = client(limits=None)

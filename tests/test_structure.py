@@ -39,6 +39,7 @@ LEAVES = {
     "network": set(),
     "answer": set(),
     "http11": {"answer"},
+    "urls": {"errors"},
     "connections": {"http11", "network"},
     "fanout": set(),
 }

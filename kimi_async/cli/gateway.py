@@ -9,7 +9,7 @@ from typing import Annotated
 import httpx
 from cyclopts import Parameter
 
-from kimi_async.client import BASE_URL, AsyncKimi
+from kimi_async.client import AsyncKimi, base_url_of
 from kimi_async.errors import LedgerUnavailable
 from kimi_async.events import EventHook
 from kimi_async.ledger import Ledger, WhenAway, account_of_key, open_ledger
@@ -78,8 +78,7 @@ class GatewayOptions:
 
 def default_ledger(base_url: str | None) -> str:
     """The user's own ledger; the memory of this process for a gateway on this machine, which is somebody's mock."""
-    url = base_url or os.environ.get("MOONSHOT_BASE_URL") or os.environ.get("KIMI_BASE_URL") or BASE_URL
-    return "memory:" if httpx.URL(url).host in {"127.0.0.1", "localhost", "::1"} else "sqlite:"
+    return "memory:" if httpx.URL(base_url_of(base_url)).host in {"127.0.0.1", "localhost", "::1"} else "sqlite:"
 
 
 def account_of() -> str:
