@@ -40,7 +40,7 @@ LEAVES = {
     "answer": set(),
     "http11": {"answer"},
     "urls": {"errors"},
-    "connections": {"http11", "network"},
+    "connections": {"errors", "http11", "network", "urls"},
     "fanout": set(),
 }
 """All that each of these imports of the package."""
