@@ -10,6 +10,7 @@ import httpx
 from cyclopts import Parameter
 
 from kimi_async.client import AsyncKimi, base_url_of
+from kimi_async.connections import ConnectionStack
 from kimi_async.errors import LedgerUnavailable
 from kimi_async.events import EventHook
 from kimi_async.ledger import Ledger, WhenAway, account_of_key, open_ledger
@@ -61,6 +62,7 @@ class GatewayOptions:
                     limits=limits,
                     ledger=books,
                     pace=self.pace,
+                    transport=ConnectionStack(proxy="") if self.mock else None,  # no proxy leads to this machine
                     on_event=on_event,
                 )
                 async with kimi:
