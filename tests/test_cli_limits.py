@@ -103,6 +103,8 @@ def test_an_account_is_known_by_its_key_and_the_key_by_nobody(monkeypatch):
     monkeypatch.setenv("MOONSHOT_API_KEY", "sk-SECRET0123456789")
     assert account_of() == account_of_key("sk-SECRET0123456789 ") != account_of_key("sk-other")
     assert "SECRET" not in account_of()
+    monkeypatch.setenv("MOONSHOT_API_KEY", "sk-\udcff")  # no UTF-8: a name all the same, and the client refuses it
+    assert account_of() == account_of_key("sk-\udcff") != account_of_key("sk-")
     monkeypatch.delenv("MOONSHOT_API_KEY")
     monkeypatch.delenv("KIMI_API_KEY", raising=False)
     assert account_of() == "default"
