@@ -127,7 +127,8 @@ async def open_ledger(
 
 def account_of_key(api_key: str) -> str:
     """A name for the account of a key that nobody has named: a digest, from which the key cannot be told."""
-    return f"key-{blake2b(api_key.strip().encode(), digest_size=8, person=b'kimi_async').hexdigest()}"
+    content = api_key.strip().encode(errors="backslashreplace")  # bytes that are no UTF-8 are the client's to refuse
+    return f"key-{blake2b(content, digest_size=8, person=b'kimi_async').hexdigest()}"
 
 
 async def _opened(ledger: "SharedLedger") -> Ledger:
