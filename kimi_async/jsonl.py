@@ -7,8 +7,8 @@
 ``"..."``                                                              a JSON string: one prompt
 =====================================================================  ========================================
 
-Next to ``prompt`` or ``messages`` a line may carry ``custom_id`` and any field of a request. A line without a
-``custom_id`` is called ``line-N`` after its number.
+Next to ``prompt`` or ``messages`` a line may carry ``custom_id`` and any field of a request, but not the other one.
+A line without a ``custom_id`` is called ``line-N`` after its number.
 """
 
 import json
@@ -154,6 +154,9 @@ def _custom_id(fields: Mapping[str, object], fallback: str) -> str:
 
 def _body(fields: dict[str, object]) -> dict[str, object]:
     """The request of a line, whose messages are sure to be a list."""
+    given = [name for name in ("body", "prompt", "messages") if fields.get(name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"both {given[0]} and {given[1]}: which one is the request?")
     if "body" in fields:
         body = fields["body"]
         if not isinstance(body, dict):
