@@ -628,6 +628,18 @@ def test_a_pipe_that_is_closed_ends_quietly():
 
 
 @pytest.mark.real_time
+def test_a_terminal_that_controls_another_process_can_be_written_to():
+    """As ``setsid`` leaves it: its keyboard's echo is not ours to turn off."""
+    terminal, ours = pty.openpty()
+    with subprocess.Popen([*COMMAND, "hi"], stdin=ours, stdout=ours, stderr=ours, start_new_session=True) as process:
+        os.close(ours)
+        said = read_until(terminal, None)
+        os.close(terminal)
+    assert (process.returncode, "Traceback" in said) == (0, False)
+    assert "月" in said
+
+
+@pytest.mark.real_time
 def test_a_conversation_in_a_real_terminal():
     """SIGINT from the keyboard stops the answer; the program takes the next question and leaves on Ctrl-D."""
     command = [*COMMAND, "--limits", "tier1", "--max-tokens", "100000", "--no-thinking"]

@@ -133,7 +133,7 @@ def unechoed() -> Iterator[None]:
     import termios  # noqa: PLC0415 - as above
 
     descriptor = sys.stdin.fileno()
-    if os.tcgetpgrp(descriptor) != os.getpgrp():  # a job in the background, which would be stopped for this
+    if not _in_foreground(descriptor):  # a job in the background would be stopped for this
         yield
         return
     before, quiet = termios.tcgetattr(descriptor), termios.tcgetattr(descriptor)
@@ -143,3 +143,10 @@ def unechoed() -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(descriptor, termios.TCSANOW, before)
+
+
+def _in_foreground(descriptor: int) -> bool:
+    try:
+        return os.tcgetpgrp(descriptor) == os.getpgrp()
+    except OSError:  # ENOTTY: not the terminal that controls this process
+        return False
