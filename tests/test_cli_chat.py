@@ -530,7 +530,8 @@ async def test_what_was_saved_can_be_loaded(tmp_path):
     path = tmp_path / "saved.json"
     await converse(kimi, "a", ENTER, f"/save {path}", ENTER, style=style)
     (tmp_path / "other.json").write_text("{}")
-    lines = [f"/load {path}", f"/load {tmp_path / 'other.json'}", "/load", "/save", "/load /nowhere", "b"]
+    lines = [f"/load {path}", f"/load {tmp_path / 'other.json'}", "/load", "/save", "/load /nowhere"]
+    lines += ["/load ~nosuchuser/x", "/save ~nosuchuser/x", "b"]
     chat = await converse(kimi, *(key for line in lines for key in (line, ENTER)), style=style)
     assert [message["content"] for message in inner.payloads[-1]["messages"]] == ["a", "yes", "b"]
     assert inner.payloads[-1]["max_tokens"] == 77
@@ -538,6 +539,7 @@ async def test_what_was_saved_can_be_loaded(tmp_path):
     assert "is no saved conversation" in drawn
     assert drawn.count("needs the name of a file") == 2
     assert "No such file" in drawn
+    assert drawn.count("~nosuchuser/x: there is no such user") == 2
 
 
 async def test_usage_shows_budgets_tokens_and_money():
