@@ -95,8 +95,10 @@ def read_lines(path: Path, defaults: Defaults) -> Iterator[BatchRequest | BadLin
                 yield parse_line(text, number, defaults)
 
 
-def survey(path: Path) -> set[str]:
-    """Read the whole file once, before anything is sent: the ``custom_id`` of each line, bad ones included.
+def survey(path: Path) -> dict[str, int]:
+    """Read the whole file once, before anything is sent: each ``custom_id`` and its line, bad ones included.
+
+    All of them are in memory until the caller clears them.
 
     Raises:
         ConfigurationError: two lines have one ``custom_id``; their answers could not be told apart.
@@ -110,7 +112,7 @@ def survey(path: Path) -> set[str]:
                 f"{path.name}: lines {first} and {number} both have custom_id {line.custom_id!r}; make them differ"
             )
         seen[line.custom_id] = number
-    return set(seen)
+    return seen
 
 
 def parse_line(text: bytes, number: int, defaults: Defaults) -> BatchRequest | BadLine:

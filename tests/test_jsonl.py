@@ -144,10 +144,10 @@ def test_a_given_name_may_not_be_a_line_numbers(tmp_path):
 
 
 def test_a_survey_names_every_line(tmp_path):
-    """Bad ones included: each gets its line in the output."""
+    """Bad ones included: each gets its line in the output; with the numbers of the lines."""
     file = tmp_path / "in.jsonl"
     file.write_text('"a"\n{bad\n{"custom_id": "c", "prompt": "z"}\n')
-    assert survey(file) == {"line-1", "line-2", "c"}
+    assert survey(file) == {"line-1": 1, "line-2": 2, "c": 3}
 
 
 COMPLETION = {
