@@ -99,13 +99,14 @@ def test_failed_lines_make_room_for_their_second_try(path):
     assert names(path) == ["a", "b"]
 
 
+@pytest.mark.parametrize("zeros", [0, 100])
 @pytest.mark.parametrize("cut", [1, 20, 60, -1, -12, -30])
-def test_a_torn_last_line_is_cut_off(path, cut):
-    """As a kill in the middle of a write leaves it."""
+def test_a_torn_last_line_is_cut_off(path, cut, zeros):
+    """As a kill in the middle of a write leaves it, or the end of the whole machine."""
     write(path, answered("a"), answered("b"))
     content = path.read_bytes()
     second = content.index(b"\n") + 1
-    path.write_bytes(content[: second - cut if cut < 0 else -cut])
+    path.write_bytes(content[: second - cut if cut < 0 else -cut] + bytes(zeros))
     with OutputFile(path) as output:
         torn = output.answered
     write(path, *(answered(name) for name in ("a", "b") if name not in torn))
@@ -137,6 +138,7 @@ def test_a_name_that_was_answered_twice_stays_once(path):
         "[1]\n",
         '{"custom_id": "a"}\n"x"',
         "my notes",
+        "\0" * 9,
         '{"model": "kimi-k2.6"}',
         '{"prompt": "tor',
         '{"id":"batch_req_not_ours"}',

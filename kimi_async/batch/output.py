@@ -94,7 +94,7 @@ class OutputFile:
                     if not isinstance(custom_id, str):
                         raise TypeError("no name")  # noqa: TRY301 - one of the ways in which it is no such line
                 except (ValueError, TypeError, KeyError, RecursionError) as exc:
-                    if isinstance(exc, ValueError) and _torn(raw):
+                    if isinstance(exc, ValueError) and _torn(raw, number):
                         yield raw, None
                         return
                     raise ConfigurationError(
@@ -147,9 +147,14 @@ class OutputFile:
         self.close()
 
 
-def _torn(raw: bytes) -> bool:
-    """Whether a line that is no JSON is the beginning of one that a killed run was writing."""
-    return not raw.endswith(b"\n") and raw[: len(BEGINNING)] == BEGINNING[: len(raw)]
+def _torn(raw: bytes, number: int) -> bool:
+    """Whether a line that is no JSON is the beginning of one that a killed run was writing.
+
+    Where the whole machine went down, zeros may stand for what was never on the disk.
+    """
+    written = raw.rstrip(b"\0")
+    ours = written[: len(BEGINNING)] == BEGINNING[: len(written)] and bool(written or number > 1)
+    return ours and not raw.endswith(b"\n")
 
 
 @contextlib.contextmanager
