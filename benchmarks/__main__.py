@@ -14,6 +14,7 @@ from rich.console import Console
 
 from . import guard, plots, profile, report, venvs
 from .contenders import CONTENDERS
+from .processes import isolate
 from .results import LANES, OURS, Plan, Provenance, Result, Run, machine
 from .scenarios import SCENARIOS
 from .suite import Measurable, Suite
@@ -45,7 +46,8 @@ def run(
     """Measure scenarios, or all of them, and write the report. Each observation is kept as soon as it is made.
 
     A scenario that is measured again replaces its earlier result, from its first observation on: also if it
-    is stopped before its end, or measured with some contenders only. The others stay.
+    is stopped before its end, or measured with some contenders only. The others stay. Exit status 1 if a scenario
+    fails, or kimi_async in one; other contenders that fail are in the results.
 
     Args:
         scenarios: By name.
@@ -59,7 +61,10 @@ def run(
     """
     if _unknown(scenarios, ALL) or _unknown(contender, CONTENDERS):
         return USAGE
-    plan = Plan(repetitions=repetitions, seed=seed, lanes=lanes, full=full, contenders=_contenders(contender))
+    isolate()
+    wanted = frozenset(contender) | {OURS} if contender else frozenset(CONTENDERS)
+    lacking = _lacking(wanted)
+    plan = Plan(repetitions=repetitions, seed=seed, lanes=lanes, full=full, contenders=wanted - lacking.keys())
     chosen = {name: scenario for name, scenario in ALL.items() if name in scenarios or not scenarios}
     found = Run.read(results)
 
@@ -68,11 +73,13 @@ def run(
         found.write(results)
 
     try:
-        failed = Suite(chosen, console, Run.read(results)).run(plan, partial(_provenance, seed), keep)
+        failed = Suite(chosen, console, Run.read(results)).run(plan, partial(_provenance, seed, lacking), keep)
     except KeyboardInterrupt:
         console.print(f"Stopped. What was measured is in {results}; `python -m benchmarks report` shows it.")
         return INTERRUPTED
     report_(results=results)
+    for name in failed:
+        console.print(f"{name} failed: see above.")
     return FAILED if failed else 0
 
 
@@ -105,8 +112,9 @@ def report_(*, results: Path = RESULTS) -> int:
 def check(*scenarios: str, repetitions: int = 2, seed: int = 1, results: Path = RESULTS) -> int:
     """Compare a short run with the committed results; exit status 1 after a loss of more than 15 %.
 
-    Scenarios without a guarded figure are left out. One in which something is lost is measured once
-    more, and what counts is both together.
+    Likewise after a broken promise, a prompt that was lost, a failure of kimi_async, and where a guarded figure could
+    not be compared. What is guarded is printed. Scenarios without a guarded figure are left out. One in which
+    something is lost is measured once more, and what counts is both together.
 
     Args:
         scenarios: By name; all, if none is named.
@@ -116,21 +124,23 @@ def check(*scenarios: str, repetitions: int = 2, seed: int = 1, results: Path = 
     """
     if _unknown(scenarios, ALL):
         return USAGE
+    isolate()
     began = time.monotonic()
+    lacking = {name: reason for name, reason in venvs.lacks().items() if name in {OURS, guard.BESIDE}}
     plan = Plan(repetitions=repetitions, seed=seed, quick=True, contenders=venvs.available())
     committed = Run.read(results)
-    now, failed = _short_run(scenarios or ALL, plan)
+    now, failed = _short_run(scenarios or ALL, plan, lacking)
     first = guard.verdict(now, committed)
     if first.losses:
         console.print(f"\n{first}\n\nOnce more:\n", markup=False, highlight=False)
-        again, others = _short_run({loss.scenario for loss in first.losses}, plan)
+        again, others = _short_run({loss.scenario for loss in first.losses}, plan, lacking)
         failed += others
         for result in again.results:
             now.put(guard.pooled(filter(None, [now.result(result.scenario.name), result])), ALL)
     verdict = guard.verdict(now, committed)
     machines = {result.provenance.machine for result in committed.results} - {machine()}
     notes = [f"Committed results of another machine: {name}. Here: {machine()}." for name in sorted(machines)]
-    notes += [f"{name} failed." for name in failed]
+    notes += [f"{name} failed." for name in dict.fromkeys(failed)]
     text = "\n".join([*notes, str(verdict), f"{time.monotonic() - began:.0f} s."])
     console.print(f"\n{text}", markup=False, highlight=False)
     return 0 if verdict.passed and not failed else FAILED
@@ -150,7 +160,7 @@ def profile_(*, seconds: float = 10.0) -> int:
     return 0
 
 
-def _short_run(names: Iterable[str], plan: Plan) -> tuple[Run, list[str]]:
+def _short_run(names: Iterable[str], plan: Plan, lacking: Mapping[str, str]) -> tuple[Run, list[str]]:
     """Of the scenarios that have something to compare; with the names of those that failed."""
     found, failed = Run(), []
     for name in [name for name in ALL if name in set(names)]:
@@ -159,24 +169,23 @@ def _short_run(names: Iterable[str], plan: Plan) -> tuple[Run, list[str]]:
             suite = Suite({name: ALL[name]}, console, Run())
             keep = partial(found.put, order=ALL)
             part = replace(plan, contenders=entrants, repetitions=1 if name in ONCE else plan.repetitions)
-            failed += suite.run(part, partial(_provenance, plan.seed), keep)
+            failed += suite.run(part, partial(_provenance, plan.seed, lacking), keep)
     return found, failed
 
 
-def _contenders(chosen: Iterable[str]) -> frozenset[str]:
-    """Those that can run, of those that are chosen; names the others once."""
-    wanted = frozenset(chosen) | {OURS} if chosen else frozenset(CONTENDERS)
-    lacks = {name: reason for name, reason in venvs.lacks().items() if name in wanted}
-    for name, reason in lacks.items():
+def _lacking(wanted: Collection[str]) -> dict[str, str]:
+    """Those of the wanted contenders that cannot run, and what they lack; says so."""
+    lacking = {name: reason for name, reason in venvs.lacks().items() if name in wanted}
+    for name, reason in lacking.items():
         console.print(f"Without {name}: {reason}", markup=False, highlight=False)
-    if lacks:
+    if lacking:
         console.print("`python -m benchmarks setup` makes the environments.")
-    return wanted - lacks.keys()
+    return lacking
 
 
-def _provenance(seed: int) -> Provenance:
+def _provenance(seed: int, lacking: Mapping[str, str]) -> Provenance:
     command = " ".join(["python -m benchmarks", *sys.argv[1:]])
-    return Provenance.here(command=command, seed=seed, versions=venvs.versions())
+    return Provenance.here(command=command, seed=seed, versions=venvs.versions(), lacking=lacking)
 
 
 def _unknown(names: Iterable[str], known: Collection[str]) -> bool:

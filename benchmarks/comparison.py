@@ -38,7 +38,7 @@ class Row:
     """One line of the table: ``kimi_async`` and the best of the others, in one figure of one case.
 
     Attributes:
-        ours: of ``kimi_async``.
+        ours: of ``kimi_async``; None if it answered fewer than somebody else.
         other: the best other contender; None if no other answered all.
         others: its values.
         ratio: ours over the other's, within one repetition; None where there is a division by zero.
@@ -49,7 +49,7 @@ class Row:
     scenario: str
     case: str
     figure: Figure
-    ours: Spread
+    ours: Spread | None
     other: str | None = None
     others: Spread | None = None
     ratio: Spread | None = None
@@ -111,8 +111,10 @@ class Comparison:
     def standing(self, figure: Figure, case: str, other: str) -> Standing:
         """Of another that competes. Equal is who is printed alike, and who is ahead only in some repetitions."""
         ours, others = (self.spread(figure.name, case, name) for name in (OURS, other))
-        if ours is None or others is None or figure.better is None or not self.competes(figure.name, case, other):
+        if others is None or figure.better is None or not self.competes(figure.name, case, other):
             return "worse"
+        if ours is None or (figure.name != LOST and self.lost(case, OURS) > self.lost(case, other)):
+            return "better"
         ratios = self.ratios(figure.name, case, other)
         alike = f"{ours.median:.{figure.digits}f}" == f"{others.median:.{figure.digits}f}"
         if alike or (ratios and min(ratios) <= 1 <= max(ratios)):
@@ -129,10 +131,11 @@ class Comparison:
     def _row(self, case: str, figure: Figure) -> Row | None:
         ours = self.spread(figure.name, case, OURS)
         others = [name for name in self.rivals(case) if self._takes_part(figure.name, case, name)]
-        if ours is None or figure.better is None or not others:
+        if figure.better is None or not others or not self._takes_part(figure.name, case, OURS):
             return None
         remarks = self._remarks(figure, case)
-        best = self._best(figure, case, others)
+        better = [name for name in others if self.standing(figure, case, name) == "better"]
+        best = self._best(figure, case, better or others)
         if best is None:
             return Row(scenario=self.result.scenario.name, case=case, figure=figure, ours=ours, remarks=remarks)
         ratios = self.ratios(figure.name, case, best)
@@ -151,10 +154,10 @@ class Comparison:
     def _beside(self, name: str) -> bool:
         return is_ours(name) or name in self.result.scenario.yardsticks
 
-    def _takes_part(self, figure: str, case: str, other: str) -> bool:
-        """Whether another has a figure here, or would have it if it had answered all."""
-        elsewhere = any(self.values(figure, each, other) for each in self.cases)
-        return bool(self.values(figure, case, other)) or (elsewhere and self.lost_more(figure, case, other))
+    def _takes_part(self, figure: str, case: str, name: str) -> bool:
+        """Whether somebody has a figure here, or would have it if he had answered all."""
+        elsewhere = any(self.values(figure, each, name) for each in self.cases)
+        return bool(self.values(figure, case, name)) or (elsewhere and figure != LOST and self.lost(case, name) > 0)
 
     def _best(self, figure: Figure, case: str, others: Sequence[str]) -> str | None:
         sign = 1 if figure.better == "less" else -1

@@ -7,8 +7,9 @@ anybody's way, and nobody's burst in the first moment.
 
 import subprocess
 import threading
+import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Protocol, TypeVar
 
@@ -34,6 +35,7 @@ class Lane:
     def __init__(self, start: "Start | None" = None, delay: float = 0.0) -> None:
         self._start = start or Start(1)
         self._delay = delay
+        self._wait: Callable[[], float] = lambda: 0.0
         self._arrived = False
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -46,6 +48,11 @@ class Lane:
             if self._stopped.is_set():
                 process.kill()
 
+    def begin_at(self, share: float, period: float) -> None:
+        """When this one's turn has come, wait until a period of ``time.monotonic()`` is over by so much of it."""
+        delay = self._delay
+        self._wait = lambda: (share * period + delay - time.monotonic()) % period
+
     def ready(self) -> None:
         """Wait for all others, and then for one's turn.
 
@@ -55,6 +62,7 @@ class Lane:
         self.arrive()
         self._start.wait()
         self._stopped.wait(self._delay)
+        self._stopped.wait(self._wait())
         self.check()
 
     def arrive(self) -> None:

@@ -24,8 +24,8 @@ from .lanes import Lane
 P = ParamSpec("P")
 R = TypeVar("R")
 
-CLIENT, GATEWAY = 0, 1
-"""Which of the cores that this process may use."""
+CLIENT, GATEWAY = 0, -1
+"""Which of the cores that this process may use: the last one is the gateway's, as in `crowd.halves`."""
 
 IMPORTS = 120.0
 """Seconds that a contender may take to be imported and opened; as many are, at times, as there are lanes."""
@@ -160,7 +160,7 @@ def _worker(name: str, job: str, lane: Lane, *, timeout: float) -> str:
             stderr=printed,
             encoding="utf-8",
             cwd=folder,
-            env=_environment(),
+            env=environment(),
             start_new_session=True,  # Ctrl-C in the terminal is for us
         )
         lane.watch(process)
@@ -196,7 +196,14 @@ def _said(process: "subprocess.Popen[str]", line: str, *, timeout: float) -> str
         end.cancel()
 
 
-def _environment() -> dict[str, str]:
+def isolate() -> None:
+    """Have this process, and all that it starts, live in that `environment`."""
+    kept = environment()
+    os.environ.clear()
+    os.environ.update(kept)
+
+
+def environment() -> dict[str, str]:
     """Without what would make a contender go elsewhere, or by other settings than those that it is told."""
     foreign = ("OPENAI_", "LITELLM_", "MOONSHOT_", "KIMI_", "PYTHON")
     kept = {

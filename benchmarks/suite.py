@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from .results import Observation, Plan, Provenance, Result, Run, Scenario
+from .comparison import is_ours
+from .results import Failure, Observation, Plan, Provenance, Result, Run, Scenario
 
 Observations = Generator[Observation, None, None]
 
@@ -30,7 +31,7 @@ class Measurable(Protocol):
 
 
 Keep = Callable[[Result], None]
-"""Takes a result each time it has grown by an observation."""
+"""Takes a result each time it has grown by an observation, or by a failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,10 @@ class Suite:
     before: Run
 
     def run(self, plan: Plan, provenance: Callable[[], Provenance], keep: Keep) -> list[str]:
-        """Measure all scenarios, and return the names of those that failed; their tracebacks are printed."""
+        """Measure all scenarios, and return the names of those that failed, or in which ``kimi_async`` did.
+
+        Tracebacks are printed. Others that fail are in the result alone.
+        """
         failed = []
         with Progress(
             SpinnerColumn(),
@@ -65,6 +69,8 @@ class Suite:
                     self._measure(
                         scenario.measure(plan), result, keep, _Shown(begun, self._expected(name, plan), progress)
                     )
+                    if any(is_ours(failure.contender) for failure in result.failures):
+                        failed.append(name)
                 except Exception:  # noqa: BLE001 - the others are still worth to be measured
                     failed.append(name)
                     self.console.print(escape(f"{name} failed\n{traceback.format_exc()}"), highlight=False)
@@ -74,7 +80,12 @@ class Suite:
         result.stopped = True
         with shown, closing(observations):  # whoever is interrupted stops what goes on in lanes
             for observation in observations:
-                result.observations.append(observation)
+                if observation.failure:
+                    result.failures.append(
+                        Failure(observation.case, observation.contender, reason=observation.failure)
+                    )
+                else:
+                    result.observations.append(observation)
                 keep(result)
                 shown.count(len(result.observations))
                 self.console.print(escape(_line(result.scenario, observation)), highlight=False)
@@ -111,6 +122,9 @@ class _Shown:
 
 
 def _line(scenario: Scenario, observation: Observation) -> str:
+    begin = f"{scenario.name} #{observation.repetition + 1}: {observation.case}: {observation.contender}"
+    if observation.failure:
+        return f"{begin} failed: {observation.failure}"
     digits = {figure.name: figure.digits for figure in scenario.figures}
     values = ", ".join(f"{name} {value:,.{digits.get(name, 2)}f}" for name, value in observation.values.items())
-    return f"{scenario.name} #{observation.repetition + 1}: {observation.case}: {observation.contender}: {values}"
+    return f"{begin}: {values}"

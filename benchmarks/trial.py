@@ -1,12 +1,15 @@
 """One contender, one file of requests, one gateway: what the scenarios about limits have in common."""
 
+import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, groupby
 from operator import attrgetter
+from random import Random
 from typing import TypedDict
 
 import httpx
@@ -56,12 +59,14 @@ class Trial:
         seconds: from the first submission to the end of the last request.
         stats: of the gateway.
         limits: of the gateway.
+        looked: when the gateway was asked for its statistics, on its clock.
     """
 
     outcomes: Sequence[Outcome]
     seconds: float
     stats: Stats
     limits: RateLimits
+    looked: float = 0.0
 
     @property
     def lost(self) -> int:
@@ -123,7 +128,8 @@ def at(
     with beside or nullcontext():
         found = contest(name, account(base_url, told or settings.limits), requests, patience=patience, lane=lane)
         stats: Stats = httpx.get(f"{base_url}/stats", trust_env=False).json()
-    return Trial(found.outcomes, found.seconds, stats, settings.limits)
+        looked = time.monotonic()
+    return Trial(found.outcomes, found.seconds, stats, settings.limits, looked)
 
 
 def account(base_url: str, limits: RateLimits) -> Account:
@@ -139,11 +145,14 @@ def account(base_url: str, limits: RateLimits) -> Account:
     )
 
 
-def entrants(plan: Plan, *, minute: float) -> Iterator[str]:
-    """Who takes part, in the order of `CONTENDERS`."""
-    for name, entry in CONTENDERS.items():
-        if name in plan.contenders and name not in NO_NEWS and entry.takes(minute):
-            yield name
+def entrants(plan: Plan, *, minute: float, repetition: int = 0) -> list[str]:
+    """Who takes part: first in the order of `CONTENDERS`, then in others, so that neighbours change."""
+    names = [
+        name
+        for name, entry in CONTENDERS.items()
+        if name in plan.contenders and name not in NO_NEWS and entry.takes(minute)
+    ]
+    return Random(repetition).sample(names, len(names)) if repetition else names
 
 
 def patience(ideal: float) -> float:
@@ -172,7 +181,7 @@ class Task:
     kin: str = ""
 
     def __call__(self, lane: Lane) -> list[Observation]:
-        """The observation; none if the contender's process failed."""
+        """The observation; one without values if it failed."""
         return list(observed(self.case, self.name, self.repetition, partial(self.values, lane)))
 
 
@@ -199,8 +208,17 @@ def in_lanes(plan: Plan, tasks: Iterable[Task]) -> Iterator[Observation]:
 def observed(
     case: object, name: str, repetition: int, values: Callable[[], dict[str, float]]
 ) -> Iterator[Observation]:
-    """One observation; none if the contender's process failed, which is said and does not end the run."""
+    """One observation; one without values if it failed, which is said and does not end the run.
+
+    What can fail is a process, which ends or answers half a line, and the way to it or to the gateway. Anything else
+    is a mistake of the scenario's.
+    """
     try:
-        yield Observation(str(case), name, repetition, values())
-    except RuntimeError as exc:
-        print(f"{case}: {exc}", file=sys.stderr)
+        found = values()
+    except (RuntimeError, OSError, httpx.HTTPError, json.JSONDecodeError) as exc:
+        print(f"{case}: {name}: {exc}", file=sys.stderr)
+        lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+        told = " … ".join(dict.fromkeys([*lines[:1], *lines[-1:]]))  # what failed, and the end of its traceback
+        yield Observation(str(case), name, repetition, {}, f"{type(exc).__name__}: {told}")
+    else:
+        yield Observation(str(case), name, repetition, found)

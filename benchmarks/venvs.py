@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
-from shutil import which
+from shutil import rmtree, which
 
 from .contenders import CONTENDERS, Entry
 
@@ -23,7 +23,7 @@ UNLISTED = (".pyenv/versions/*/bin/python", ".local/share/uv/python/*/bin/python
 _VERSION = "import sys; print(*sys.version_info[:2])"
 _VERSIONS = """
 import importlib.metadata, json, platform
-found = {one.metadata["Name"]: one.version for one in importlib.metadata.distributions()}
+found = {one.metadata["Name"]: one.version for one in importlib.metadata.distributions() if "Name" in one.metadata}
 print(json.dumps({"Python": platform.python_version()} | found))
 """
 
@@ -95,7 +95,8 @@ def _satisfied(requirement: str, installed: dict[str, str]) -> bool:
 def _installed(venv: str) -> dict[str, str]:
     """Versions by package, Python among them; nothing if there is no such environment."""
     if not venv:
-        found = {one.metadata["Name"]: one.version for one in distributions()} | {"Python": platform.python_version()}
+        named = (one for one in distributions() if "Name" in one.metadata)  # what pip left half-way has none
+        found = {one.metadata["Name"]: one.version for one in named} | {"Python": platform.python_version()}
     elif Path(_python(venv)).exists():
         found = json.loads(_output(_python(venv), "-c", _VERSIONS) or "{}")
     else:
@@ -120,14 +121,36 @@ def _release(version: str) -> tuple[int, ...]:
 
 def _make(venv: str, entries: list[Entry]) -> None:
     """One environment: all packages in one go, or, if pip finds no way, contender by contender."""
-    if not Path(_python(venv)).exists():
-        interpreter = _interpreter(max(entry.python for entry in entries))
-        print(f"{venv}: made with {interpreter}")
-        subprocess.run([interpreter, "-m", "venv", "--clear", str(FOLDER / venv)], check=True)
+    if not _made(venv, max(entry.python for entry in entries)):
+        return
     wanted = sorted({package for entry in entries if _lack(entry) for package in entry.packages})
     if wanted and not _install(venv, wanted):
         for entry in entries:
             _install(venv, entry.packages)
+
+
+def _made(venv: str, oldest: tuple[int, int]) -> bool:
+    """Whether the environment is there; it is made if not, if pip is missing, or if its Python need not be so old."""
+    installed = _installed(venv)
+    whole = "pip" in installed
+    if whole and _release(installed["python"]) >= oldest:
+        return True
+    interpreter = _interpreter(oldest)
+    if whole and not interpreter:
+        return True
+    interpreter = interpreter or sys.executable
+    print(f"{venv}: made with {interpreter}")
+    made = False
+    try:
+        command = [interpreter, "-m", "venv", "--clear", str(FOLDER / venv)]
+        made = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    finally:
+        if not made:
+            rmtree(FOLDER / venv, ignore_errors=True)
+    _installed.cache_clear()
+    if not made:
+        print(f"{venv}: not made, since {interpreter} -m venv fails; on Debian and Ubuntu it needs python3-venv")
+    return made
 
 
 def _install(venv: str, packages: list[str] | tuple[str, ...]) -> bool:
@@ -136,11 +159,11 @@ def _install(venv: str, packages: list[str] | tuple[str, ...]) -> bool:
     return done.returncode == 0
 
 
-def _interpreter(oldest: tuple[int, int]) -> str:
-    """The oldest on this machine that is new enough, of equal ones ours; without any, ours all the same."""
+def _interpreter(oldest: tuple[int, int]) -> str | None:
+    """The oldest on this machine that is new enough, of equal ones ours."""
     found = {_release(".".join(version.split())): path for path in _interpreters() if (version := _version(path))}
     suitable = [release for release in found if release >= oldest]
-    return found[min(suitable)] if suitable else sys.executable
+    return found[min(suitable)] if suitable else None
 
 
 def _interpreters() -> Iterator[str]:

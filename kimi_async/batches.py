@@ -19,11 +19,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationError
 
 from .chat import Number, Text, WireModel, plain
 from .endpoints import Listing, json_body, path_of, reading
-from .errors import ConfigurationError, KimiError
+from .errors import ConfigurationError, InvalidResponseError, KimiError
 from .exchange import Call, Exchange, as_wire, body_of
 from .files import Files, check_size
 from .jsonl import BadLine, BatchRequest, BatchResult, Defaults, parse_line, parse_output_line, read_lines
@@ -230,18 +230,48 @@ class Batches:
 
         Of one that has expired or was cancelled, there are those that were done by then.
 
+        Of a line that is no result but has its ``custom_id``, there is an InvalidResponseError as the result.
+
         Raises:
             ConfigurationError: it has not ended, or it failed: no request was run, and the text says which lines
                 are wrong.
-            InvalidResponseError: a line that is no result.
+            InvalidResponseError: after all results, if there were lines that do not even have a ``custom_id``. It
+                names the first by file and line.
         """
         _check_ended(batch)
+        lost: list[InvalidResponseError] = []
         for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
             content = await self._files.content(file_id)
-            for line in io.BytesIO(content.content):
+            for number, line in enumerate(io.BytesIO(content.content), start=1):
                 if text := line.strip():
-                    yield parse_output_line(text)
+                    try:
+                        result = _result(text, f"{file_id}, line {number}")
+                    except InvalidResponseError as exc:
+                        lost.append(exc)
+                    else:
+                        yield result
                     await asyncio.sleep(0)  # there may be 100 MB of them, and others have work too
+        if lost:
+            more = f"; and {len(lost) - 1} more" if len(lost) > 1 else ""
+            raise InvalidResponseError(f"{lost[0]}{more}", body=lost[0].body)
+
+
+class _Named(WireModel):
+    """All that a line needs for its request to be known."""
+
+    custom_id: str = Field(min_length=1)
+
+
+def _result(text: bytes, place: str) -> BatchResult:
+    """What a line of results tells. Raises InvalidResponseError where it does not even tell of which request."""
+    try:
+        return parse_output_line(text)
+    except InvalidResponseError as exc:
+        wrong = InvalidResponseError(f"{place}: {exc}", body=exc.body)
+    try:
+        return BatchResult(custom_id=_Named.model_validate_json(text).custom_id, error=wrong)
+    except ValidationError:
+        raise wrong from None
 
 
 def _check_window(window: str) -> None:

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
-from .limits import Budget, BudgetUsage, Cost, RateLimits, Usage
+from .limits import WINDOWED, Budget, BudgetUsage, Cost, RateLimits, Usage
 from .refusal import Refusal
 from .window import TICK, CalendarLog, Entry, Log, SlidingLog
 
@@ -72,9 +72,9 @@ UNBOUNDED = 10**15
 
 
 class Charge:
-    """What one reservation holds. Only ``Budgets`` changes it."""
+    """What one reservation holds, and whether the gateway is known to have let it in. Only a ledger changes it."""
 
-    __slots__ = ("day_entry", "minute_entry", "round", "state", "tokens")
+    __slots__ = ("answered", "day_entry", "minute_entry", "round", "state", "tokens")
 
     minute_entry: Entry
     day_entry: Entry
@@ -83,6 +83,7 @@ class Charge:
         self.tokens = tokens
         self.round = round_
         self.state: Literal["pending", "sent", "ended"] = "pending"
+        self.answered = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +95,14 @@ class Lesson:
         echo: not explained, but the request was under way when the last such refusal came: it says nothing new.
         adopted: the lower limit that holds from now on; None where the configured one stands.
         foreign: what somebody else has spent on this account, now booked: requests of RPM, else tokens.
+        pause: seconds for which the budget is closed now.
     """
 
     explained: bool
     echo: bool = False
     adopted: int | None = None
     foreign: int = 0
+    pause: float = 0.0
 
 
 class Budgets:
@@ -251,6 +254,7 @@ class Budgets:
         if charge.state == "pending":
             raise RuntimeError("a reservation that may have been sent counts as sent: mark it before it ends")
         self._close(charge)
+        charge.answered = answered
         if charge is self.probe:
             self.probe = None
             if answered and charge.round == self._round:  # else another budget was closed meanwhile
@@ -272,12 +276,13 @@ class Budgets:
         charge.state = "ended"
         self._in_flight -= 1
 
-    def refuse(self, now: float, charge: Charge, refusal: Refusal) -> Lesson:
+    def refuse(self, now: float, charge: Charge, refusal: Refusal, *, pause: bool = False) -> Lesson:
         """End a reservation that the gateway refused, and learn from what it said.
 
         Its tokens leave TPM and TPD, its request stays counted in RPM: Kimi counts attempts. A stated limit
         below ours is adopted. ``current`` above what we know is somebody else's usage: booked as of now, the
-        latest moment at which it can have been spent.
+        latest moment at which it can have been spent. So ``now`` must not be long after the refusal. One that says
+        something new, which the books do not explain, closes the budget for a while if it is to ``pause``.
         """
         if charge.state == "ended":
             raise RuntimeError("this reservation has ended already; it ends exactly once")
@@ -299,7 +304,8 @@ class Budgets:
             self._pauses["tpd"] = now + (refusal.retry_after or 0.0)
         echo = not explained and charge.round < self._round
         self._round += paused or not (explained or echo)
-        return Lesson(explained, echo, adopted, foreign)
+        seconds = self.pause(now, refusal) if pause and not (explained or echo) else 0.0
+        return Lesson(explained, echo, adopted, foreign, seconds)
 
     def _adopt(self, refusal: Refusal) -> int | None:
         if refusal.budget is None or not refusal.limit:
@@ -312,14 +318,13 @@ class Budgets:
 
     def _book_foreign(self, now: float, refusal: Refusal) -> int:
         """What others spend of the part of the gateway's limit that ours leaves to them is no concern of ours."""
-        if refusal.current is None or refusal.budget is None:
+        if refusal.current is None or refusal.budget not in WINDOWED:
             return 0
         if refusal.budget == "tpd" and refusal.retry_after:
             return 0  # the gateway says when its day ends; what is booked now would stay for a whole day
         ours = getattr(self._limits, refusal.budget) or 0
         current = refusal.current - max((refusal.limit or 0) - ours, 0)
-        log = self.day if refusal.budget == "tpd" else self.minute
-        requests = refusal.budget == "rpm"
+        log, requests = self.day if refusal.budget == "tpd" else self.minute, refusal.budget == "rpm"
         foreign = current - (log.requests if requests else log.tokens)
         few = max(MAX_GUARD * ours, 1) if requests else 0  # they may be our own, which came late
         if foreign <= few:
@@ -340,23 +345,20 @@ class Budgets:
     def pause(self, now: float, refusal: Refusal) -> float:
         """Close a budget whose refusal our books do not explain; the seconds it stays closed.
 
-        RPM and TPM widen the guard too.
+        As long as the gateway asks for, doubled while probes are refused, up to the whole window. RPM and TPM widen
+        the guard too.
         """
         budget = refusal.budget
         if budget is None:
             return 0.0
-        seconds = self.pause_length(refusal)
+        asked = refusal.retry_after or self._limits.minute / 60
+        seconds = min(asked * 2.0**self._streak, self._limits.minute + self.guard)
         self._pauses[budget] = now + seconds
         self._streak += 1
         if budget in {"rpm", "tpm"}:
             self._set_guard(min(2 * self.guard, MAX_GUARD * self._limits.minute))
             self._quiet_at = now + self._limits.minute
         return seconds
-
-    def pause_length(self, refusal: Refusal) -> float:
-        """As long as the gateway asks for, doubled while probes are refused, up to the whole window."""
-        asked = refusal.retry_after or self._limits.minute / 60
-        return min(asked * 2.0**self._streak, self._limits.minute + self.guard)
 
     def _relax_guard(self, now: float) -> None:
         """Halve a widened guard after each minute without an unexplained refusal."""

@@ -29,6 +29,7 @@ from .retry import MAX_ATTEMPTS
 from .tokens import TokenCounter
 from .tools import MAX_ROUNDS, Tool, ToolAnswer, Toolbox, converse, for_round
 from .transport import RateLimitTransport
+from .urls import checked, without_password
 
 BASE_URL = "https://api.moonshot.cn/v1"
 
@@ -86,7 +87,7 @@ class AsyncKimi:
         transport: httpx.AsyncBaseTransport | None = None,
         on_event: EventHook = log_event,
     ) -> None:
-        self.base_url = _base_url(base_url or _environment("MOONSHOT_BASE_URL", "KIMI_BASE_URL") or BASE_URL)
+        self.base_url = base_url_of(base_url)
         self.model = model
         self.counter = TokenCounter(on_event=on_event)
         self.limiter = RateLimiter(limits or RateLimits.tier(0), ledger=ledger, pace=pace, on_event=on_event)
@@ -108,7 +109,7 @@ class AsyncKimi:
         self.batches = Batches(exchange, self.files, model=model)
 
     def __repr__(self) -> str:
-        return f"<AsyncKimi {_without_password(self.base_url)}, model {self.model}, {self.limiter!r}>"
+        return f"<AsyncKimi {without_password(self.base_url)}, model {self.model}, {self.limiter!r}>"
 
     async def __aenter__(self) -> Self:
         await self.counter.load()  # half a second, better before the traffic than in it
@@ -273,20 +274,16 @@ class AsyncKimi:
         return as_completed(requests, answer, in_flight or ready)
 
 
-def _environment(*names: str) -> str | None:
-    return next((value for name in names if (value := os.environ.get(name))), None)
+def base_url_of(given: str | None) -> str:
+    """The base URL that holds: the one given, else the environment's, else Kimi's own.
 
-
-def _base_url(url: str) -> str:
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as exc:
-        raise ConfigurationError(f"base_url={url!r}: {exc}") from exc
-    if parsed.scheme not in {"http", "https"} or not parsed.host:
-        raise ConfigurationError(f"base_url={url!r}: must begin with https:// or http:// and a host, like {BASE_URL}")
+    Raises:
+        ConfigurationError: it is none.
+    """
+    url = given or _environment("MOONSHOT_BASE_URL", "KIMI_BASE_URL") or BASE_URL
+    checked(url, "base_url", schemes=("https", "http"), like=BASE_URL)
     return url.rstrip("/")
 
 
-def _without_password(url: str) -> str:
-    parsed = httpx.URL(url)
-    return str(parsed.copy_with(userinfo=b"")) if parsed.userinfo else url
+def _environment(*names: str) -> str | None:
+    return next((value for name in names if (value := os.environ.get(name))), None)

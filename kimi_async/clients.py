@@ -18,6 +18,7 @@ a budget that the request can   `RequestTooLarge`, `DailyBudgetExhausted`, as th
 never have, or not today        nothing was sent
 a wait beyond ``max_wait``      `WaitTooLong`, likewise
 the limiter was closed          `LimiterClosed`, likewise
+a proxy that is none            `ConfigurationError`, likewise
 no connection, a broken answer  ``openai.APIConnectionError``, after the SDK's retries; httpx's is its ``__cause__``
 no answer in time               ``openai.APITimeoutError``, likewise
 429, engine overloaded          ``openai.RateLimitError``, after the SDK's retries

@@ -199,12 +199,15 @@ class Completions:
         ready: dict[str, object] = {"model": self._model, **body} if self._model else dict(body)
         if not isinstance(ready.get("model"), str):
             raise ConfigurationError("no model: pass model=, or give the client one")
-        _make_plain(ready)
-        check(ready)
-        if extra_body:
-            ready.update(extra_body)
+        try:
             _make_plain(ready)
-        cost = await self._counter.cost(ready)
+            check(ready)
+            if extra_body:
+                ready.update(extra_body)
+                _make_plain(ready)
+            cost = await self._counter.cost(ready)
+        except RecursionError as exc:
+            raise ConfigurationError("the request cannot be written as JSON: it is nested too deeply") from exc
         if ready.get("max_tokens") is None and ready.get("max_completion_tokens") is None:
             ready["max_tokens"] = cost.max_tokens
         return ready, cost

@@ -1,11 +1,13 @@
-"""The connection pool: a stack of one-connection transports, the last one used on top.
+"""The connection pool: for each host a stack of one-connection transports, the last one used on top.
 
 httpx's own pool looks at all its connections for every request and again when it closes: from 100 connections on
 that is most of the CPU that a request takes. A stack takes the top one and puts it back.
 """
 
 import asyncio
+import os
 import ssl
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from functools import partial
@@ -14,24 +16,31 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
+from .errors import ConfigurationError
 from .http11 import KEEPALIVE, Http11Connection, traced
 from .network import AsyncioStream, connect_tcp
+from .urls import checked, without_password
 
 PORTS = {"http": 80, "https": 443}
+PROXIES = ("http", "https", "socks5", "socks5h")
 
 
 class ConnectionStack(httpx.AsyncBaseTransport):
     """An httpx transport with as many connections as there are requests in flight, each kept for the next.
 
     Args:
-        proxy: URL of a proxy; by default what ``HTTPS_PROXY``, ``HTTP_PROXY``, ``ALL_PROXY`` and ``NO_PROXY`` say.
+        proxy: URL of a proxy, or ``""`` for none; by default what ``HTTPS_PROXY``, ``HTTP_PROXY``, ``ALL_PROXY`` and
+            ``NO_PROXY`` say.
         verify: the SSL context that all connections share; by default httpx's.
+
+    Raises:
+        ConfigurationError: ``SSL_CERT_FILE`` or ``SSL_CERT_DIR`` names no certificates.
     """
 
     def __init__(self, *, proxy: str | None = None, verify: ssl.SSLContext | None = None) -> None:
         self._proxy = proxy
-        self._verify = verify or httpx.create_ssl_context()
-        self._idle: list[httpx.AsyncBaseTransport] = []
+        self._verify = verify or _environment_certificates()
+        self._idle = _idle()
         self._all: list[httpx.AsyncBaseTransport] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
@@ -41,13 +50,15 @@ class ConnectionStack(httpx.AsyncBaseTransport):
 
         Raises:
             RuntimeError: the stack was closed.
+            ConfigurationError: the proxy is none, or needs a library that is not installed; nothing was sent.
             httpx.TransportError: whatever else goes wrong.
         """
         self._enter_loop()
         if self._closed:
             raise RuntimeError("no request can be sent: the connections were closed")
-        idle = self._idle
-        connection = idle.pop() if idle else self._connection(request.url)
+        url = request.url
+        idle = self._idle[url.scheme, url.netloc]  # another host's may go another way: NO_PROXY names hosts
+        connection = idle.pop() if idle else self._connection(url)
         try:
             response = await connection.handle_async_request(request)
         except BaseException:
@@ -63,13 +74,13 @@ class ConnectionStack(httpx.AsyncBaseTransport):
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._loop = loop
-            self._idle, self._all = [], []
+            self._idle, self._all = _idle(), []
 
     def _connection(self, url: httpx.URL) -> httpx.AsyncBaseTransport:
         connection: httpx.AsyncBaseTransport
-        if proxy := self._proxy or _environment_proxy(url):
-            one = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEPALIVE)
-            connection = httpx.AsyncHTTPTransport(verify=self._verify, limits=one, proxy=proxy)
+        if proxy := _environment_proxy(url) if self._proxy is None else self._proxy:
+            name = _proxy_variable(url.scheme, proxy) if self._proxy is None else "proxy"
+            connection = _through(proxy, name, self._verify)
         else:
             connection = DirectConnection(self._verify)
         self._all.append(connection)
@@ -82,28 +93,25 @@ class ConnectionStack(httpx.AsyncBaseTransport):
         """Close all connections, those in use as well; none is opened afterwards."""
         self._enter_loop()
         self._closed = True
-        self._idle = []  # whoever is still under way returns its connection to the old one
+        self._idle = _idle()  # whoever is still under way returns its connection to the old one
         while self._all:
             await self._all.pop().aclose()
 
 
 class DirectConnection(httpx.AsyncBaseTransport):
-    """One HTTP/1.1 connection, opened when there is a request, and anew when it has been closed or has expired."""
+    """One HTTP/1.1 connection to one host, opened for a request, and anew when it has been closed or has expired."""
 
     def __init__(self, verify: ssl.SSLContext) -> None:
         self._verify = verify
         self._connection: Http11Connection | None = None
-        self._origin: tuple[str, bytes] | None = None
         self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request; the next one only after its answer was closed."""
         connection = self._connection
-        origin = request.url.scheme, request.url.netloc
-        if connection is None or origin != self._origin or not connection.ready:
+        if connection is None or not connection.ready:
             await self._drop()
             connection = self._connection = Http11Connection(await _open(request, self._verify))
-            self._origin = origin
         if self._closed:
             await self._drop()
             raise httpx.ConnectError("the connection was closed while it was opened")
@@ -118,6 +126,11 @@ class DirectConnection(httpx.AsyncBaseTransport):
         if self._connection is not None:
             await self._connection.aclose()
             self._connection = None
+
+
+def _idle() -> defaultdict[tuple[str, bytes], list[httpx.AsyncBaseTransport]]:
+    """Stacks of connections that nobody uses, by scheme and host."""
+    return defaultdict(list)
 
 
 async def _open(request: httpx.Request, verify: ssl.SSLContext) -> AsyncioStream:
@@ -233,3 +246,30 @@ def _environment_proxy(url: httpx.URL) -> str | None:
     if not proxy or proxy_bypass(url.host):
         return None
     return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def _proxy_variable(scheme: str, proxy: str) -> str:
+    """Where that proxy was set; systems keep theirs elsewhere too."""
+    names = f"{scheme}_proxy", "all_proxy"
+    values = proxy, proxy.removeprefix("http://")
+    return next((name for name, value in os.environ.items() if name.lower() in names and value in values), "proxy")
+
+
+def _through(proxy: str, name: str, verify: ssl.SSLContext) -> httpx.AsyncBaseTransport:
+    url = checked(proxy, name, schemes=PROXIES, like="http://127.0.0.1:3128")
+    one = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEPALIVE)
+    try:
+        return httpx.AsyncHTTPTransport(verify=verify, limits=one, proxy=url)
+    except ImportError as exc:
+        shown = without_password(proxy)
+        raise ConfigurationError(f"{name}={shown!r}: a SOCKS proxy needs: pip install 'httpx[socks]'") from exc
+
+
+def _environment_certificates() -> ssl.SSLContext:
+    try:
+        return httpx.create_ssl_context()
+    except OSError as exc:  # which names no file; ssl.SSLError is one
+        name = next((name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)), None)
+        if name is None:
+            raise
+        raise ConfigurationError(f"{name}={os.environ[name]!r}: {exc.strerror or exc}") from exc

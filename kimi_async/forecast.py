@@ -1,5 +1,6 @@
 """When there will be room: the rule of admission, played ahead on a copy of the books. Time is an argument."""
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -20,7 +21,15 @@ class Forecast:
         self._at = max(now, books.paused_until)
 
     def admit(self, cost: Cost) -> Denial:
-        """How long the next cost waits, in seconds from the forecast's beginning, and what for in the end."""
+        """How long the next cost waits, in seconds from the forecast's beginning, and what for in the end.
+
+        For ever, if limits have been lowered below it; it holds nobody up, since its turn will be its end.
+        """
+        limits = self._books.limits
+        if limits.tpm is not None and cost.tokens > limits.tpm:
+            return Denial("tpm", math.inf)
+        if limits.tpd is not None and cost.tokens > limits.tpd:
+            return Denial("tpd", math.inf)
         reason: Budget | Literal["probe", "turn", "ledger"] = "concurrency"
         while isinstance(verdict := self._books.reserve(self._at, cost), Denial):
             reason = verdict.reason

@@ -268,27 +268,26 @@ class RateLimiter:
         """End a refused reservation, and draw the lessons: ``Reservation.refused`` comes here.
 
         Kimi's text for RPM states the limit and not what is used of it. A gateway that lets bursts pass says so by
-        refusing: the minute is full, and this request was one too many. Of any other, it may be the pace.
+        refusing: the minute is full, and this request was one too many.
         """
-        pace = refusal.budget == "rpm" and not self._pace.passed
-        if refusal.budget == "rpm" and refusal.limit and not pace:
+        pace = refusal.budget == "rpm" and self._pace.may_be_why(charge)
+        if refusal.budget == "rpm" and refusal.limit and self._pace.passed:
             refusal = replace(refusal, current=refusal.limit + 1)
-        self.ledger.refuse(charge, refusal, partial(self._learned, refusal, self.limits, pace=pace))
+        learned = partial(self._learned, refusal, self.limits, pace=pace)
+        self.ledger.refuse(charge, refusal, learned, pause=not pace)
 
     def _learned(self, refusal: Refusal, configured: RateLimits, lesson: Lesson, *, pace: bool) -> None:
         budget = refusal.budget
         if budget is None:
             return
         self._keep_pace()
-        pause = 0.0
-        new = not (lesson.explained or lesson.echo)
-        if new and not (pace and self._pace.slow()):
-            pause = self.ledger.pause(refusal)
+        if pace and not (lesson.explained or lesson.echo):
+            self._pace.slow()
         if lesson.adopted is not None:
             self._on_event(LimitAdopted(budget, getattr(configured, budget), lesson.adopted))
         if lesson.foreign:
             self._on_event(ForeignUsage(budget, lesson.foreign))
-        self._on_event(Refused(budget, lesson.explained, pause))
+        self._on_event(Refused(budget, lesson.explained, lesson.pause))
 
     def _keep_pace(self) -> None:
         """Pace by the limit in force, which a refusal of ours may have lowered, or another process'."""

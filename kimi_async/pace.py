@@ -35,11 +35,16 @@ LONGEST = 0.03
 """Share of a minute after which the others leave in any case: 1.8 s, for connections that take long to be made."""
 
 BURST = 1 / 3
-"""Who lets so large a part of RPM pass at once refuses no bursts, which is certain when no refusal has come
-``LOOKS * STEP`` of a minute after the last of them was written. Refusals come at once, answers may not."""
+"""Who lets so large a part of RPM pass at once counts by the minute. The last of them has passed when it is answered,
+or when no refusal has come for ``LOOKS * STEP`` of a minute since another one left and found it written. Refusals come
+at once, answers may not. A gateway that lets more pass than this, but not all, is used for as much as that."""
 
 SLACK = (1.0, 1.1, 1.25, 1.5)
 """Multiples of the even interval, ``minute / rpm``, that unexplained RPM refusals slow the pace to, in turn."""
+
+
+ALONE = 2
+"""Even intervals, ``minute / rpm``, after which a request is the first of a burst, however the network pushes it."""
 
 
 class Departed(Protocol):
@@ -47,7 +52,11 @@ class Departed(Protocol):
 
     @property
     def state(self) -> Literal["pending", "sent", "ended"]:
-        """Until it was written, until it was answered or refused, and then."""
+        """Until it was written, until it is over, and then."""
+
+    @property
+    def answered(self) -> bool:
+        """Whether the gateway has let it in, for certain."""
 
 
 class Trial:
@@ -56,8 +65,8 @@ class Trial:
     A burst is what leaves ahead of the even pace, ``minute / rpm``. The first ``TRIAL`` requests of the first burst go
     alone, so that a gateway that refuses bursts has few to refuse. The others follow
 
-    - when all of those have ended. Whoever was refused has ended too, but then the pace slows and the trial is over.
-      The first answer is no news: a gateway that refuses bursts lets the first request of each one in.
+    - when all of those are answered; who is refused never is. The first answer is no news: a gateway that refuses
+      bursts lets the first request of each one in.
     - or when ``LOOKS`` at them, ``STEP`` of a minute apart, have found all of them written and nothing more. However
       long answers take, refusals are not generated: they come as soon as the way there and back allows. Looks are
       counted, and not the time, since a program that is busy with something else hears nothing meanwhile.
@@ -75,7 +84,8 @@ class Trial:
         self._rate = rpm / minute
         self._enough = max(BURST * rpm, 2)  # one request is no burst
         self._ahead = 0.0
-        self._latest = 0.0
+        self._latest = -math.inf
+        self._alone: Departed | None = None
         self._first: deque[Departed] = deque(maxlen=TRIAL)
         self._last: Departed | None = None
         self._passed_at = math.inf
@@ -85,33 +95,50 @@ class Trial:
 
     def leave(self, now: float, request: Departed) -> None:
         """A request leaves."""
-        ahead = self._ahead - (now - self._latest) * self._rate
+        gone = (now - self._latest) * self._rate
+        ahead = self._ahead - gone
         self._ahead = ahead = ahead + 1 if ahead > 0 else 1.0
         self._latest = now
+        if gone >= ALONE:
+            self._alone = request
         if self._ends_at == math.inf:
             self._first.append(request)
             if ahead > TRIAL - 1:
                 self._ends_at = now + LONGEST * self._minute
                 self.running = True
-        if ahead >= self._enough and self._last is None:
-            self._last = request
-        elif self._passed_at == math.inf and self._last is not None and self._last.state != "pending":
+        if self._passed_at == math.inf:
+            self._see(now, request)
+
+    def _see(self, now: float, request: Departed) -> None:
+        """Keep the last of a burst until it is seen to be written; if it never will be, wait for another."""
+        last = self._last
+        if last is not None and _is_written(last):
             self._passed_at = now + LOOKS * STEP * self._minute
+        elif (last is None or last.state == "ended") and self._ahead >= self._enough:
+            self._last = request
 
     def holds(self, now: float) -> bool:
         """Whether the others must wait for news."""
         if self.running:
-            heard = all(one.state == "ended" for one in self._first)
+            heard = all(one.answered for one in self._first)
             self.running = not heard and self._looks < LOOKS and now < self._ends_at
         return self.running
 
     def look(self) -> None:
         """``STEP`` of a minute has passed since the others began to wait, or since the last look."""
-        self._looks += all(one.state != "pending" for one in self._first)
+        self._looks += all(map(_is_written, self._first))
 
     def passed(self, now: float) -> bool:
         """Whether a burst has passed: if the gateway refuses a request now, that has another reason."""
-        return self._last is not None and (self._last.state == "ended" or now >= self._passed_at)
+        return now >= self._passed_at or (self._last is not None and self._last.answered)
+
+    def began_with(self, request: Departed) -> bool:
+        """Whether this was the first of the latest burst, or a request by itself."""
+        return request is self._alone
+
+
+def _is_written(request: Departed) -> bool:
+    return request.state == "sent" or request.answered
 
 
 class Pace:
@@ -133,8 +160,11 @@ class Pace:
         even = self._mode == "even"
         self.rpm = limits.rpm
         self._even = 0.0 if limits.rpm is None else limits.minute / limits.rpm
-        self._step = limits.minute * STEP
+        self._minute = limits.minute
         self._slowdowns = 1 if even else 0
+        self._least = 1
+        self._has_relaxed = False
+        self._slowed_at = -math.inf
         self._trial = None if limits.rpm is None or even else Trial(limits.rpm, limits.minute)
         self._set_interval(self._even * (SLACK[0] if even else SMOOTH))
 
@@ -146,6 +176,8 @@ class Pace:
 
     def ready(self) -> bool:
         """Whether one request may leave now."""
+        if self._slowdowns > self._least:
+            self._relax()
         if self._trial is not None and self._trial.running and self._trial.holds(_now()):
             return False
         return self._left > 0 or self._quanta is None or self._quanta.has_capacity()
@@ -171,21 +203,40 @@ class Pace:
             for news in self._news:
                 news.set()
 
-    def slow(self) -> bool:
-        """Space requests out further, for a gateway that refuses bursts; False when that is done as far as it goes."""
-        if self._slowdowns == len(SLACK) or not self._even:
+    def may_be_why(self, request: Departed) -> bool:
+        """Whether a gateway that refuses bursts may have refused this request for one; then ``slow`` helps.
+
+        It lets no burst pass, and the first of each one in; and it never refuses whoever is slow enough.
+        """
+        if self._slowdowns == len(SLACK) or not self._even or self.passed:
             return False
-        self._trial = None
-        self._set_interval(self._even * SLACK[self._slowdowns])
-        self._slowdowns += 1
-        self._spend()  # the request that was refused has just left; the next one keeps its distance
-        self.look()
-        return True
+        return self._trial is None or not self._trial.began_with(request)
 
     @property
     def passed(self) -> bool:
         """Whether the gateway has let a burst pass: what it refuses from now on, it refuses for the whole minute."""
         return self._trial is not None and self._trial.passed(_now())
+
+    def slow(self) -> None:
+        """Space requests out further, as far as that goes."""
+        if self._slowdowns == len(SLACK) or not self._even:
+            return
+        self._trial = None
+        self._slow_to(self._slowdowns + 1)
+        if self._has_relaxed:
+            self._least = self._slowdowns
+        self.look()
+
+    def _relax(self) -> None:
+        """After a quiet minute space them out less, but once for all: it may have been others who used the account."""
+        if _now() - self._slowed_at >= self._minute:
+            self._slow_to(self._slowdowns - 1)
+            self._has_relaxed = True
+
+    def _slow_to(self, slowdowns: int) -> None:
+        self._slowdowns, self._slowed_at = slowdowns, _now()
+        self._set_interval(self._even * SLACK[slowdowns - 1])
+        self._spend()  # one has just left; the next one keeps its distance
 
     def _holds(self) -> bool:
         return self._trial is not None and self._trial.holds(_now())
@@ -195,7 +246,7 @@ class Pace:
         news, looked = asyncio.Event(), self._looked
         self._news.add(news)
         try:
-            async with asyncio.timeout(self._step):
+            async with asyncio.timeout(STEP * self._minute):
                 await news.wait()
         except TimeoutError:
             if looked == self._looked:

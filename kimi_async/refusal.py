@@ -100,4 +100,4 @@ def parse_refusal(message: str, *, type: str | None = None, retry_after: float |
 
 
 def _number(digits: str | None) -> int | None:
-    return None if digits is None else int(digits)
+    return None if digits is None else int(digits[:18])  # of thousands of digits Python makes no number

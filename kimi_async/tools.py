@@ -127,7 +127,7 @@ async def converse(
             run and are not in the error's ``messages``, so that one can go on from there.
         ConfigurationError: ``max_rounds`` below 1.
         InvalidResponseError: a call was cut off at ``max_tokens``.
-        KimiError: whatever ``ask`` raises; its ``messages`` are the conversation so far.
+        KimiError: whatever ``ask`` raises. Its ``messages`` are the conversation so far, as those of the one above.
     """
     if max_rounds < 1:
         raise ConfigurationError(f"max_rounds={max_rounds}: must be at least 1")
@@ -140,9 +140,11 @@ async def converse(
             raise
         message = completion.choices[0].message
         if message.tool_calls and completion.choices[0].finish_reason == "length":
-            raise InvalidResponseError(
+            cut = InvalidResponseError(
                 "the model was cut off at max_tokens in the middle of a call; raise it", body=message.content or ""
             )
+            cut.messages = conversation
+            raise cut
         if not message.tool_calls:
             return ToolAnswer.of(completion, [*conversation, plain(message)], rounds)
         if rounds < max_rounds:

@@ -35,7 +35,7 @@ this is how much the two delays may differ."""
 
 _FRAMING = {b"content-length", b"transfer-encoding"}
 _HUNG_UP = (asyncio.CancelledError, httpx.TimeoutException)
-_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_NEVER_SENT = (ConfigurationError, httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
 class RateLimitTransport(httpx.AsyncBaseTransport):

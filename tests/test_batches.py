@@ -323,6 +323,22 @@ async def test_results_are_answers_and_then_errors():
     assert asked(inner) == [("GET", "/v1/files/file_out/content"), ("GET", "/v1/files/file_err/content")]
 
 
+async def test_a_line_that_is_no_result_costs_no_other():
+    """It is its own request's error, with its place; where that cannot be told, it comes after all the others."""
+    nameless, nonsense = '{"response": null}', "<html>"
+    named = '{"custom_id": "b", "response": {"status_code": "?"}}'
+    answers = "\n".join([output("a", "一"), "", named, nameless, output("c", "三")])
+    kimi, _ = scripted(Step(content=answers.encode()), Step(content=f"{nonsense}\n{output('d', '四')}".encode()))
+    lines = kimi.batches.results(Batch.model_validate(DONE))
+    results = [await anext(lines) for _ in "abcd"]
+    with pytest.raises(InvalidResponseError) as caught:
+        await anext(lines)
+    assert str(caught.value) == f"file_out, line 4: no line of batch output: {nameless!r}; and 1 more"
+    assert caught.value.body == nameless
+    assert [one.custom_id for one in results if one.error is None] == ["a", "c", "d"]
+    assert str(results[1].error) == f"file_out, line 3: no line of batch output: {named!r}"
+
+
 @pytest.mark.parametrize("status", ["expired", "cancelled"])
 async def test_a_batch_that_was_cut_short_has_what_was_done(status):
     """Which may be nothing."""

@@ -7,14 +7,18 @@ import os
 import subprocess
 import sys
 import textwrap
+from functools import cache
+from importlib.metadata import PathDistribution
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
 import pytest
+from aiolimiter import AsyncLimiter
 from openai import AsyncOpenAI
 
 from benchmarks import contenders, processes, venvs
-from benchmarks.contenders import CONTENDERS, Entry, admitted
+from benchmarks.contenders import CONTENDERS, Entry, admitted, openai_aiolimiter, openai_sdk
 from benchmarks.contenders.contract import API_KEY, Account, Outcome, Progress, Request, ask_all
 from benchmarks.lanes import Lane
 from benchmarks.processes import Contest, contest, gateway
@@ -27,6 +31,16 @@ ROOT = Path(__file__).parent.parent
 REQUESTS = [Request(f"Number {number}", 11, 20) for number in range(4)]
 DIFFERENT = ("kimi_async", "httpx", "AsyncOpenAI + aiolimiter")
 """Contenders of this environment with nothing in common but the contract."""
+
+ELSEWHERE = (
+    "cookbook processor, as published",
+    "async-batch-llm, low burst",
+    "lm-deluge",
+    "lm-deluge, as documented",
+)
+"""Contenders of other environments that are set up in more than one way."""
+
+TIGHT = RateLimits(concurrency=4, rpm=2, tpm=10_000, minute=1.0)
 
 HERE = [name for name, entry in CONTENDERS.items() if not entry.own_venv]
 
@@ -86,6 +100,17 @@ def test_an_entry_names_functions_that_are_there(name):
     assert entry.connect is None or entry.connect in functions
 
 
+def test_what_a_readme_says_comes_right_after_what_suits_kimi():
+    """Another form of a contender follows it, in the same environment."""
+    names = list(CONTENDERS)
+    for before, name in pairwise(names):
+        first, comma, _ = name.partition(",")
+        if comma:
+            assert before.partition(",")[0] == first
+            assert CONTENDERS[name].venv == CONTENDERS[first].venv
+            assert CONTENDERS[name].run != CONTENDERS[first].run or CONTENDERS[name].module != CONTENDERS[first].module
+
+
 @pytest.mark.parametrize("name", CONTENDERS)
 def test_packages_of_other_environments_are_pinned(name):
     """Results can only be compared if they are of the same versions."""
@@ -130,6 +155,17 @@ def test_a_contender_of_this_environment_is_answered(name):
     assert found.cpu > 0
     assert found.imported > 0
     assert 10**7 < found.peak_memory < 10**9
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_contender_of_another_environment_is_answered(name):
+    """If it has been made."""
+    if lack := venvs.lacks().get(name):
+        pytest.skip(lack)
+    with gateway(MockSettings(latency=0.0)) as base_url:
+        found = contest(name, account(base_url), REQUESTS, patience=30)
+    assert [outcome.error for outcome in found.outcomes] == [None] * 4
 
 
 @pytest.mark.real_time
@@ -221,7 +257,7 @@ def test_a_contender_is_not_led_astray_by_the_environment(monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "http://elsewhere")
     monkeypatch.setenv("https_proxy", "http://proxy")
     monkeypatch.setenv("HOME", "/home/someone")
-    kept = processes._environment()
+    kept = processes.environment()
     assert kept.keys().isdisjoint({"OPENAI_BASE_URL", "https_proxy"})
     assert kept["HOME"] == "/home/someone"
 
@@ -299,6 +335,43 @@ async def test_what_no_other_attempt_would_mend_is_not_tried_again(at):
     assert admissions.entered == 1
 
 
+@pytest.mark.parametrize(("connect", "attempts"), [("connect", 10), ("connect_as_documented", 3)])
+async def test_the_sdk_comes_to_an_end_too(monkeypatch, connect, attempts):
+    """After as many attempts as httpx makes, or as its README says; nothing is advised, so its own pauses count."""
+    sent = []
+
+    async def count(request):
+        sent.append(request)
+
+    async with mocked.client(mocked.instant(faults=Faults(error_5xx=1.0))) as mock:
+        mock.event_hooks = {"request": [count]}
+        monkeypatch.setattr(openai_sdk, "AsyncOpenAI", lambda **options: AsyncOpenAI(**options, http_client=mock))
+        ask = await getattr(openai_sdk, connect)(account())
+        [outcome] = await ask_all(ask, REQUESTS[:1])
+    assert (outcome.error, len(sent)) == ("not answered", attempts)
+
+
+async def test_every_attempt_passes_both_of_aiolimiter(monkeypatch):
+    """Three requests, two a minute told and one of them enforced: whoever is refused asks both limiters again."""
+    passed = []
+
+    class Counted(AsyncLimiter):
+        async def acquire(self, amount=1):
+            passed.append(amount)
+            await super().acquire(amount)
+
+    monkeypatch.setattr(openai_aiolimiter, "AsyncLimiter", Counted)
+    mock = mocked.client(mocked.instant(limits=TIGHT), clock=asyncio.get_running_loop().time)
+    monkeypatch.setattr(admitted, "AsyncOpenAI", lambda **options: AsyncOpenAI(**options, http_client=mock))
+    async with mock:
+        ask = await openai_aiolimiter.connect(account(minute=1.0))
+        outcomes = await ask_all(ask, REQUESTS[:3])
+        refused = (await mock.get("/stats")).json()["refused"]["rpm"]
+    assert all(outcome.answered for outcome in outcomes)
+    assert refused >= 1
+    assert passed.count(1) == passed.count(REQUESTS[0].tokens) == 3 + refused
+
+
 # -- environments ----------------------------------------------------------------------------------------------------
 
 
@@ -309,7 +382,10 @@ def elsewhere(tmp_path, monkeypatch):
 
     def run(command, **options):
         commands.append(command[1:])
-        return subprocess.CompletedProcess(command, int("impossible==1" in command))
+        if "venv" in command:
+            (Path(command[-1]) / "lib").mkdir(parents=True)
+        fails = "impossible==1" in command or command[-1].endswith("hopeless")
+        return subprocess.CompletedProcess(command, int(fails), stdout="", stderr="")
 
     monkeypatch.setattr(venvs, "FOLDER", tmp_path)
     monkeypatch.setattr(venvs.subprocess, "run", run)
@@ -349,6 +425,72 @@ def test_one_impossible_package_does_not_keep_the_others_out(elsewhere, monkeypa
     assert [command[4:] for command in elsewhere[1:]] == [["a==1", "impossible==1"], ["a==1"], ["impossible==1"]]
 
 
+def test_an_environment_that_cannot_be_made_leaves_nothing_behind(elsewhere, monkeypatch, tmp_path, capsys):
+    """Its Python lacks ensurepip: that is said in a line, and the next environment is made."""
+    found = {
+        venv: Entry(module=venv, packages=("a==1",), venv=venv, about="") for venv in ("hopeless", "next", "other")
+    }
+    monkeypatch.setattr(venvs, "CONTENDERS", found)
+    assert venvs.setup() is False
+    [said] = [line for line in capsys.readouterr().out.splitlines() if "not made" in line]
+    assert f"hopeless: not made, since {sys.executable} -m venv fails" in said
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["next", "other"]
+    assert [command[1] for command in elsewhere if command[0] == "-m"] == ["venv", "venv", "pip", "venv", "pip"]
+
+
+def test_ctrl_c_leaves_no_half_of_an_environment(elsewhere, monkeypatch, tmp_path):
+    """It would be taken for a whole one."""
+    run = venvs.subprocess.run
+
+    def interrupted(command, **options):
+        run(command, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(venvs.subprocess, "run", interrupted)
+    entries(monkeypatch, one="a==1")
+    with pytest.raises(KeyboardInterrupt):
+        venvs.setup()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("installed", "newer", "made"),
+    [
+        ({"python": "3.12.1", "pip": "1"}, "/newer", False),
+        ({"python": "3.11.9", "pip": "1"}, "/newer", True),
+        ({"python": "3.11.9", "pip": "1"}, None, False),
+        ({"python": "3.12.1"}, None, True),
+        ({}, None, True),
+    ],
+)
+def test_an_environment_is_made_again_if_that_helps(elsewhere, monkeypatch, installed, newer, made):
+    """If its Python is too old and another is there now, or if it is without pip: somebody stopped half-way."""
+    monkeypatch.setattr(venvs, "_interpreter", lambda oldest: newer)
+    monkeypatch.setattr(venvs, "_installed", cache(lambda venv: installed))
+    assert venvs._made("shared", (3, 12))
+    assert [command[:2] for command in elsewhere] == [["-m", "venv"]] * made
+
+
+def test_what_pip_left_half_way_is_passed_over(monkeypatch, tmp_path):
+    """Metadata without a name, here and in another environment."""
+    broken = tmp_path / "broken-1.dist-info"
+    broken.mkdir()
+    (broken / "METADATA").write_text("Metadata-Version: 2.1\n")
+    monkeypatch.setattr(venvs, "distributions", lambda: [PathDistribution(broken)])
+    venvs._installed.cache_clear()
+    assert venvs._installed("").keys() == {"python"}
+    venvs._installed.cache_clear()
+    done = subprocess.run(
+        [sys.executable, "-c", venvs._VERSIONS],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert "null" not in json.loads(done.stdout)
+
+
 @pytest.mark.parametrize(
     ("installed", "lack"),
     [
@@ -365,12 +507,12 @@ def test_a_contender_needs_its_versions(monkeypatch, installed, lack):
 
 
 def test_the_oldest_python_that_is_new_enough_is_taken(monkeypatch):
-    """Interpreters that do not start are no choice; without any other, it is ours."""
+    """Interpreters that do not start are no choice."""
     releases = {"/a": "3 13", "/b": "", "/c": "3 12", "/d": "3 11"}
     monkeypatch.setattr(venvs, "_interpreters", lambda: iter(releases))
     monkeypatch.setattr(venvs, "_version", releases.get)
     assert venvs._interpreter((3, 12)) == "/c"
-    assert venvs._interpreter((3, 14)) == sys.executable
+    assert venvs._interpreter((3, 14)) is None
 
 
 def test_a_version_that_differs_between_environments_is_told_twice(monkeypatch):

@@ -88,7 +88,16 @@ def test_a_long_piece_goes_on_beside_the_others_and_takes_no_lane():
 def test_one_who_fails_before_it_is_ready_keeps_nobody_waiting():
     """The failure is the caller's; the others are stopped."""
     with pytest.raises(ValueError, match="b"):
-        list(side_by_side([Piece("a", until=threading.Event()), Piece("b", fails=True)], 1))
+        list(side_by_side([Piece("a"), Piece("b", fails=True)], 2))
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.05])
+def test_one_may_begin_at_a_part_of_a_clocks_period(delay):
+    """In its turn, of those that begin together."""
+    lane = Lane(delay=delay)
+    lane.begin_at(0.75, 0.2)
+    lane.ready()
+    assert ((time.monotonic() - delay) / 0.2 - 0.75) % 1 < 0.5
 
 
 def test_what_was_begun_is_handed_on_before_the_next_begin():

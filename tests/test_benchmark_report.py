@@ -87,6 +87,22 @@ def test_the_best_other_is_the_one_that_matters():
     ]
 
 
+def test_who_is_better_each_time_is_not_hidden_by_one_who_is_sometimes():
+    """Though the other's median is lower."""
+    row = only_row({"a": {"kimi_async": [1.0, 1.2], "AsyncOpenAI": [0.9, 1.25], "httpx": [0.99, 1.17]}})
+    assert (row.other, row.standing) == ("httpx", "better")
+
+
+def test_whoever_answers_all_is_better_than_ours_where_it_does_not():
+    """In whatever repetition."""
+    for ours, shown in (([{"lost": 1}], "not all answered"), ([{"seconds": 1}, {"lost": 1}], "1.00")):
+        values = {"a": {"kimi_async": ours, "httpx": [3, 3]}, "b": {"kimi_async": [2], "httpx": [3]}}
+        row, *_ = Comparison(result(values)).rows()
+        assert (row.case, row.other, row.standing) == ("a", "httpx", "better")
+        text = report.markdown(Run([result(values)]))
+        assert shown in next(line for line in text.splitlines() if line.startswith("| makespan | a "))
+
+
 @pytest.mark.parametrize(
     ("ours", "others", "standing"),
     [
@@ -379,6 +395,41 @@ def test_each_observation_is_kept_as_it_comes_and_a_failure_stops_only_its_scena
     ]
     assert "two #2: a: kimi_async: seconds 2.00" in console.file.getvalue()
     assert "the gateway is gone" in console.file.getvalue()
+
+
+def test_who_fails_is_kept_and_ours_fails_the_scenario():
+    """Others that fail are in the result alone."""
+
+    class Failing(Measured):
+        def measure(self, plan):
+            yield Observation("a", self.fails, 0, {}, "RuntimeError: gone")
+            yield Observation("a", "httpx", 0, {"seconds": 3.0})
+
+    kept = Run()
+    console = Console(file=io.StringIO(), width=200)
+    scenarios = {"one": Failing("one", fails="kimi_async"), "two": Failing("two", fails="lm-deluge")}
+    failed = Suite(scenarios, console, Run()).run(Plan(), lambda: WHERE, lambda one: kept.put(one, scenarios))
+    assert failed == ["one"]
+    assert [list(map(str, one.failures)) for one in kept.results] == [
+        ["a: kimi_async: RuntimeError: gone"],
+        ["a: lm-deluge: RuntimeError: gone"],
+    ]
+    assert [(len(one.observations), one.stopped) for one in kept.results] == [(1, False)] * 2
+    assert "two #1: a: lm-deluge failed: RuntimeError: gone" in console.file.getvalue()
+
+
+def test_results_from_before_failures_were_kept_can_be_read(tmp_path):
+    """All that is new has a default, and observations are written as they were."""
+    path = tmp_path / "run.json"
+    Run([result({"a": {"httpx": [1]}})]).write(path)
+    content = json.loads(path.read_bytes())
+    [one] = content["results"]
+    assert one["observations"] == [{"case": "a", "contender": "httpx", "repetition": 0, "values": {"seconds": 1.0}}]
+    del one["failures"], one["provenance"]["lacking"]
+    for figure in one["scenario"]["figures"]:
+        del figure["promise"]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert Run.read(path) == Run([result({"a": {"httpx": [1]}})])
 
 
 # -- the profile --------------------------------------------------------------------------------------------------

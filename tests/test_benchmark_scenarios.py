@@ -1,14 +1,17 @@
 """What the scenarios about limits make of a trial: the arithmetic, without any process or network."""
 
+import json
 import math
 from functools import partial
 
+import httpx
 import pytest
 
 from benchmarks.contenders import CONTENDERS
 from benchmarks.contenders.contract import Outcome
+from benchmarks.lanes import Stopped
 from benchmarks.prompts import mixed, rpm_bound, sized, tpm_bound
-from benchmarks.results import Plan
+from benchmarks.results import Observation, Plan
 from benchmarks.scenarios import fairness, faults, guide, limits, makespan
 from benchmarks.scenarios.makespan import ALL, BINDINGS, ONE_BY_ONE, REAL, SHORT, Case
 from benchmarks.trial import LIMITS, Task, Trial, account, entrants, in_lanes, observed
@@ -20,9 +23,9 @@ EVERYBODY = Plan(contenders=frozenset(CONTENDERS))
 
 
 def tried(seconds, *, begin=0.0, lost=0, count=2):
-    """A trial of two requests, ``lost`` of them unanswered."""
+    """A trial of two requests, ``lost`` of them unanswered; the gateway was looked at a second later."""
     outcomes = [Outcome(index >= lost, begin, begin + seconds) for index in range(count)]
-    return Trial(outcomes, seconds, STATS, LIMITS)
+    return Trial(outcomes, seconds, STATS, LIMITS, begin + seconds + 1)
 
 
 def test_a_trial_tells_refusals_losses_and_the_fuller_budget():
@@ -46,16 +49,43 @@ def test_only_those_take_part_who_are_planned_and_can_be_told_of_the_minute():
     assert list(entrants(Plan(contenders=frozenset({"httpx"})), minute=6.0)) == ["httpx"]
 
 
-def test_a_contender_whose_process_fails_is_reported_and_left_out(capsys):
-    """The run goes on; other mistakes are ours and end it."""
+@pytest.mark.parametrize(
+    ("exc", "failure"),
+    [
+        (
+            RuntimeError("it failed in its process\nTraceback\n  a line\nValueError: 3\n"),
+            "RuntimeError: it failed in its process … ValueError: 3",
+        ),
+        (RuntimeError(), "RuntimeError: "),
+        (httpx.ReadTimeout("timed out"), "ReadTimeout: timed out"),  # the gateway's statistics
+        (json.JSONDecodeError("Unterminated", '{"a', 1), "JSONDecodeError: Unterminated: line 1 column 2 (char 1)"),
+        (FileNotFoundError(2, "No such file", "python"), "FileNotFoundError: [Errno 2] No such file: 'python'"),
+    ],
+)
+def test_an_attempt_that_fails_is_an_observation_without_values(exc, failure, capsys):
+    """The run goes on, and knows who failed, and why."""
 
     def fail():
-        raise RuntimeError("it failed in its process")
+        raise exc
 
-    assert list(observed("case", "name", 0, fail)) == []
-    assert "case: it failed in its process" in capsys.readouterr().err
-    (seen,) = observed("case", "name", 1, lambda: {"lost": 0})
-    assert (seen.case, seen.contender, seen.repetition, seen.values) == ("case", "name", 1, {"lost": 0})
+    assert list(observed("case", "name", 1, fail)) == [Observation("case", "name", 1, {}, failure)]
+    assert "case: name: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("exc", [ValueError("not a number"), KeyError("refused"), Stopped()])
+def test_other_mistakes_end_the_scenario(exc):
+    """They are ours, or somebody ended it."""
+
+    def fail():
+        raise exc
+
+    with pytest.raises(type(exc)):
+        list(observed("case", "name", 0, fail))
+
+
+def test_what_was_observed_is_as_it_was():
+    """With everything that tells where it belongs."""
+    assert list(observed("case", "name", 1, lambda: {"lost": 0})) == [Observation("case", "name", 1, {"lost": 0})]
 
 
 def test_who_lost_prompts_in_a_case_is_not_measured_in_it_again():
@@ -166,7 +196,7 @@ def test_who_loses_prompts_has_no_makespan():
     for figures in (
         makespan.values(case, case.file(1), found),
         guide.values(found, 1.0),
-        limits.values(found, 1.0, 0, 0),
+        limits.values(found, 1.0, []),
         faults.values(found, 1.0),
     ):
         assert figures["lost"] == 1
@@ -243,8 +273,9 @@ def test_the_guides_file_is_bound_by_requests():
 
 
 def test_what_another_client_is_refused_is_not_held_against_the_contender():
-    """7 refusals, 2 of them the other client's; it sent 8."""
-    figures = limits.values(tried(2.0), 1.0, 8, 2)
+    """7 refusals, 2 of them the other client's, one of these a moment later; meanwhile it sent 4."""
+    others = [(8, False), (10, False), (10.5, True), (11, False), (12, False), (12.5, True), (13.5, True)]
+    figures = limits.values(tried(2.0, begin=10.0), 1.0, [limits.Sent(at, refused=refused) for at, refused in others])
     assert figures == {"ratio": 2.0, "refused": 5, "foreign_refused": 0.25, "lost": 0}
 
 
@@ -273,7 +304,7 @@ def test_every_figure_that_is_measured_has_a_title(scenario):
         makespan: lambda: makespan.values(Case(), Case().file(1), tried(1.0)),
         fairness: lambda: fairness.loop_values([6.0], [3.0]),
         guide: lambda: guide.values(tried(1.0), 1.0),
-        limits: lambda: limits.values(tried(1.0), 1.0, 8, 2),
+        limits: lambda: limits.values(tried(1.0), 1.0, [limits.Sent(0.5, refused=True)]),
         faults: lambda: faults.values(tried(1.0), 1.0),
     }[scenario]()
     assert set(measured) == titles

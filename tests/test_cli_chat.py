@@ -96,7 +96,7 @@ def scripted(monkeypatch):
         inner = Scripted(*steps)
 
         def make(**options):
-            kimi = AsyncKimi(transport=inner, **options)
+            kimi = AsyncKimi(**{**options, "transport": inner})
             kimi.counter._encode = list
             return kimi
 

@@ -7,6 +7,7 @@ import pytest
 
 from kimi_async.cli import main
 from kimi_async.cli.gateway import account_of, default_ledger
+from kimi_async.errors import ConfigurationError
 from kimi_async.ledger import account_of_key, open_ledger
 from kimi_async.ledger.replica import LEASE, Entry, Replica
 from kimi_async.ledger.view import Participant, view
@@ -81,8 +82,7 @@ def test_a_view_tells_who_waits_what_is_closed_and_what_was_learned():
         ("b", "join", {"address": "2"}),
         ("b", "wait", {}),
         ("a", "sent", {"charge": 3}),
-        ("a", "refuse", {"charge": 3, **refusal}),
-        ("a", "pause", refusal),
+        ("a", "refuse", {"charge": 3, **refusal, "pause": True}),
         ("a", "reserve", {"tokens": 7}),
     ]
     for number, (process, operation, detail) in enumerate(entries, start=1):
@@ -102,6 +102,8 @@ def test_an_account_is_known_by_its_key_and_the_key_by_nobody(monkeypatch):
     monkeypatch.setenv("MOONSHOT_API_KEY", "sk-SECRET0123456789")
     assert account_of() == account_of_key("sk-SECRET0123456789 ") != account_of_key("sk-other")
     assert "SECRET" not in account_of()
+    monkeypatch.setenv("MOONSHOT_API_KEY", "sk-\udcff")  # no UTF-8: a name all the same, and the client refuses it
+    assert account_of() == account_of_key("sk-\udcff") != account_of_key("sk-")
     monkeypatch.delenv("MOONSHOT_API_KEY")
     monkeypatch.delenv("KIMI_API_KEY", raising=False)
     assert account_of() == "default"
@@ -121,6 +123,22 @@ def test_a_mock_on_this_machine_leaves_no_trace(monkeypatch, base_url, ledger):
     monkeypatch.delenv("MOONSHOT_BASE_URL", raising=False)
     monkeypatch.delenv("KIMI_BASE_URL", raising=False)
     assert default_ledger(base_url) == ledger
+
+
+@pytest.mark.parametrize(
+    ("option", "environment", "problem"),
+    [
+        (None, "https://api.moonshot.cn/v1\r", "'\\r' at position 26"),  # from a file with Windows' ends of lines
+        ("https://api.moonshot.cn:abc/v1", "", "Invalid port: 'abc'"),
+    ],
+)
+def test_a_base_url_that_is_none_names_no_ledger(monkeypatch, option, environment, problem):
+    """It is told as what it is, before anything is opened."""
+    monkeypatch.setenv("MOONSHOT_BASE_URL", environment)
+    with pytest.raises(ConfigurationError) as caught:
+        default_ledger(option)
+    assert str(caught.value).startswith(f"base_url={option or environment!r}: ")
+    assert problem in str(caught.value)
 
 
 def test_a_ledger_that_cannot_be_kept_is_told_with_the_way_round_it(tmp_path, monkeypatch, capsys):

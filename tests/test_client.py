@@ -1,6 +1,7 @@
 """The client: settings, the typed call, many prompts, and the whole of it against the mock gateway."""
 
 import asyncio
+import functools
 import json
 import logging
 from dataclasses import replace
@@ -153,6 +154,24 @@ def test_a_base_url_that_is_none_is_told_at_once(url):
     """Not at the first request, and as our own error."""
     with pytest.raises(ConfigurationError, match="base_url="):
         client(base_url=url)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("htps://user:SECRET@gw.test/v1", "'htps://gw.test/v1': must begin with https:// or http:// and a host"),
+        ("https://user:SECRET#1@gw.test/v1", "'https://gw.test/v1': no URL; percent-encode"),
+        ("user:SECRET@gw.test/v1", "'gw.test/v1': must begin with"),
+        ("http://user:SECRET@gw.test/\udcff", "'http://gw.test/\\udcff': no URL"),
+    ],
+)
+def test_a_base_url_that_is_none_is_shown_without_its_password(url, shown):
+    """Whatever is wrong with it."""
+    with pytest.raises(ConfigurationError) as caught:
+        client(base_url=url)
+    assert str(caught.value).startswith(f"base_url={shown}")
+    assert "SECRET" not in str(caught.value)
+    assert caught.value.__cause__ is None
 
 
 async def test_defaults():
@@ -422,12 +441,14 @@ async def test_a_batch_yields_errors_beside_answers():
 async def test_one_request_that_makes_no_sense_does_not_end_a_batch():
     """Each of these is that request's own error."""
     kimi, _ = echoing()
+    deep = functools.reduce(lambda inner, _: [inner], range(2_000), "x")
     bad = [{"messages": [{"content": "\ud800"}]}, {"max_tokens": "many"}, {"stream": True}, {"model": 3}]
+    bad += [{"messages": [{"content": deep}]}, {"tools": deep}]
     batch = [BatchRequest(custom_id=str(number), body=body) for number, body in enumerate(bad)]
     results = [result async for result in kimi.batch([*batch, *requests("1", max_tokens=1)])]
-    assert [type(result.error) for result in sorted(results, key=lambda result: result.custom_id)[:4]] == [
+    assert [type(result.error) for result in sorted(results, key=lambda result: result.custom_id)[:6]] == [
         ConfigurationError
-    ] * 4
+    ] * 6
     assert [result.text for result in results if not result.error] == ["1"]
 
 

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import socket
 import ssl
+import sys
 import threading
 from contextlib import asynccontextmanager, nullcontext
 
@@ -12,6 +13,9 @@ import pytest
 
 from kimi_async import connections
 from kimi_async.connections import ConnectionStack, tell_when_closed
+from kimi_async.errors import ConfigurationError
+
+from .scripted import everything_in
 
 pytestmark = pytest.mark.real_time
 
@@ -65,6 +69,11 @@ async def until(condition):
     async with asyncio.timeout(1):
         while not condition():  # noqa: ASYNC110 - the other side of a socket sets no event
             await asyncio.sleep(0.001)
+
+
+def idle(stack):
+    """How many connections nobody uses."""
+    return sum(map(len, stack._idle.values()))
 
 
 async def get(stack, url, *, read=5.0):
@@ -163,7 +172,7 @@ async def test_cancelled_while_the_answer_is_read():
         await response.aclose()
         server.answer = OK
         assert await get(stack, url) == b"ok"
-        assert (server.opened, len(stack._all), len(stack._idle)) == (2, 1, 1)
+        assert (server.opened, len(stack._all), idle(stack)) == (2, 1, 1)
 
 
 async def test_a_connection_that_the_server_closed_meanwhile_is_replaced():
@@ -182,7 +191,7 @@ async def test_closing_an_answer_twice_returns_its_connection_once():
         response = await stack.handle_async_request(httpx.Request("GET", url))
         await response.aread()
         await response.stream.aclose()
-        assert len(stack._idle) == 1
+        assert idle(stack) == 1
 
 
 async def test_all_are_told_once_when_an_answer_is_closed():
@@ -191,8 +200,8 @@ async def test_all_are_told_once_when_an_answer_is_closed():
         for read in (True, False):
             told = []
             response = await stack.handle_async_request(httpx.Request("GET", url))
-            tell_when_closed(response, lambda ended, told=told: told.append(("first", ended, len(stack._idle))))
-            tell_when_closed(response, lambda ended, told=told: told.append(("second", ended, len(stack._idle))))
+            tell_when_closed(response, lambda ended, told=told: told.append(("first", ended, idle(stack))))
+            tell_when_closed(response, lambda ended, told=told: told.append(("second", ended, idle(stack))))
             if read:
                 await response.aread()
             await response.aclose()
@@ -201,15 +210,14 @@ async def test_all_are_told_once_when_an_answer_is_closed():
 
 
 async def test_a_connection_goes_to_one_place():
-    """A request to another scheme, host or port gets a new one."""
+    """A request to another scheme, host or port gets another one, and the next to the first host gets the first."""
     async with serving() as (server, url, stack):
         for place in (url, url.replace("127.0.0.1", "localhost"), url):
             assert await get(stack, place) == b"ok"
-        assert server.opened == 3
+        assert [number for number, _ in server.served] == [0, 1, 0]
         with pytest.raises(httpx.UnsupportedProtocol, match="'ftp://'") as caught:
             await get(stack, "ftp://user:SECRET@kimi.test/?key=SECRET")
         assert "SECRET" not in str(caught.value)
-        assert len(stack._all) == 1
 
 
 async def test_closing_closes_all():
@@ -220,7 +228,7 @@ async def test_closing_closes_all():
         await stack.aclose()
         await until(lambda: server.closed == server.opened == 5)
         await unread.aclose()
-        assert stack._idle == stack._all == []
+        assert (idle(stack), stack._all) == (0, [])
         with pytest.raises(RuntimeError, match="were closed"):
             await get(stack, url)
 
@@ -237,7 +245,7 @@ async def test_closing_closes_what_is_being_opened(proxied):
             assert await asking == b"ok"
         await until(lambda: server.opened == server.closed == 1)
         assert len(server.served) == proxied
-        assert stack._idle == []
+        assert idle(stack) == 0
 
 
 async def test_a_body_without_a_length_is_cut_off_by_closing():
@@ -315,6 +323,15 @@ async def test_all_connections_share_one_tls_context():
 # -- proxies --------------------------------------------------------------------------------------------------
 
 
+def set_proxies(monkeypatch, environment):
+    """An environment that has these, and no others."""
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.mark.parametrize(
     ("environment", "url", "proxy"),
     [
@@ -333,11 +350,7 @@ async def test_all_connections_share_one_tls_context():
 )
 def test_proxies_come_from_the_environment(environment, url, proxy, monkeypatch):
     """As with httpx."""
-    for name in PROXIES:
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+    set_proxies(monkeypatch, environment)
     assert connections._environment_proxy(httpx.URL(url)) == proxy
 
 
@@ -351,3 +364,68 @@ async def test_requests_go_through_the_environments_proxy(monkeypatch):
             monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
             assert await get(other, "http://kimi.test/given") == b"ok"
         assert [path for _, path in server.served] == ["http://kimi.test/v1/models", "http://kimi.test/given"]
+
+
+async def test_each_host_goes_its_own_way(monkeypatch):
+    """A connection that an internal host left behind serves no other, nor the proxy's the internal host."""
+    async with serving() as (server, url, stack), serving() as (proxy, proxy_url, _):
+        set_proxies(monkeypatch, {"HTTP_PROXY": proxy_url, "NO_PROXY": "127.0.0.1"})
+        for place in (f"{url}/inside", "http://kimi.test/outside") * 2:
+            assert await get(stack, place) == b"ok"
+        assert server.served == [(0, "/inside")] * 2
+        assert proxy.served == [(0, "http://kimi.test/outside")] * 2
+        await stack.aclose()
+
+
+async def test_no_proxy_can_be_asked_for(monkeypatch):
+    """Whatever the environment says."""
+    set_proxies(monkeypatch, {"HTTP_PROXY": "http://127.0.0.1:1", "ALL_PROXY": "http://127.0.0.1:1"})
+    async with serving() as (_server, url, stack), ConnectionStack(proxy="", verify=stack._verify) as other:
+        assert await get(other, url) == b"ok"
+        with pytest.raises(httpx.ConnectError):
+            await get(stack, url)
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        (
+            {"ALL_PROXY": "socks5://me:SECRET@localhost:1080"},
+            "ALL_PROXY='socks5://localhost:1080': .*httpx\\[socks\\]",
+        ),
+        ({"all_proxy": "socks5h://localhost:1080"}, "all_proxy='socks5h://localhost:1080': .*httpx\\[socks\\]"),
+        ({"ALL_PROXY": "socks://me:SECRET@localhost:1080/"}, "ALL_PROXY='socks://localhost:1080/': .*socks5://"),
+        ({"HTTPS_PROXY": "http://me:SECRET#1@proxy:80"}, "HTTPS_PROXY='http://proxy:80': .*percent-encode"),
+        ({"HTTPS_PROXY": "me:SECRET@proxy:port"}, "HTTPS_PROXY='http://proxy:port': no URL"),
+        ({"HTTPS_PROXY": "proxy:port", "ALL_PROXY": "http://b:1"}, "HTTPS_PROXY='http://proxy:port': .*'port'"),
+        ({"HTTPS_PROXY": "http://:3128"}, "HTTPS_PROXY='http://:3128': .* and a host"),
+    ],
+)
+async def test_a_proxy_that_is_none_is_told_by_its_name(environment, words, monkeypatch):
+    """As our own error, which is not tried again, and without its password."""
+    set_proxies(monkeypatch, environment)
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    async with ConnectionStack(verify=ssl.create_default_context()) as stack:
+        with pytest.raises(ConfigurationError, match=words) as caught:
+            await get(stack, "https://kimi.test/v1/models")
+        assert stack._all == []
+    assert "SECRET" not in everything_in(caught.value)
+
+
+async def test_a_proxy_that_was_given_is_called_so():
+    """No variable is to blame."""
+    async with ConnectionStack(proxy="ftp://proxy", verify=ssl.create_default_context()) as stack:
+        with pytest.raises(ConfigurationError, match=r"^proxy='ftp://proxy': must begin with http://"):
+            await get(stack, "https://kimi.test/v1/models")
+
+
+@pytest.mark.parametrize(("content", "words"), [(None, "No such file"), ("nonsense", "CERTIFICATE")])
+async def test_certificates_that_are_none_are_told_with_their_file(content, words, tmp_path, monkeypatch):
+    """Python tells neither its name nor who named it."""
+    file = tmp_path / "ca.pem"
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    with pytest.raises(ConfigurationError, match=r"^SSL_CERT_FILE='.*/ca\.pem': ") as caught:
+        ConnectionStack()
+    assert words in str(caught.value)

@@ -344,6 +344,16 @@ async def test_a_closed_limiter_rises_as_it_is(family, scripted, sdk, limiter):
 
 
 @both
+async def test_a_proxy_that_is_none_rises_as_it_is(family, sdk, limiter, monkeypatch):
+    """At once, and for nothing."""
+    monkeypatch.setenv("https_proxy", "socks://localhost:1080")
+    async with sdk(family) as client:
+        with pytest.raises(errors.ConfigurationError, match="socks5://"):
+            await client.chat.completions.create(**CHAT)
+    assert (clock(), limiter.usage().rpm.used) == (0.0, 0)
+
+
+@both
 @pytest.mark.parametrize("name", FAILURES)
 async def test_a_lost_connection_is_the_sdks_error(family, name, scripted, sdk, limiter):
     """Retried as the SDK does, each time admitted; the cause is the family's own error."""

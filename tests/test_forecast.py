@@ -1,5 +1,7 @@
 """What the books say about the future."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,6 +35,14 @@ def test_what_is_pending_is_taken_to_be_sent_now():
     books = Budgets(RateLimits(rpm=1))
     books.reserve(0.0, Cost(1))
     assert Forecast(books, 5.0).admit(Cost(1)) == Denial("rpm", pytest.approx(MINUTE))
+
+
+@pytest.mark.parametrize("limits", [RateLimits(tpm=100), RateLimits(tpd=100)])
+def test_what_has_become_too_large_is_never_let_in_and_holds_nobody_up(limits):
+    """A refusal has lowered the limit below it; at the head of the line it will be told so."""
+    forecast = Forecast(Budgets(limits), 0.0)
+    assert forecast.admit(Cost(101)).wait == math.inf
+    assert forecast.admit(Cost(100)).wait == 0.0
 
 
 def test_a_pause_is_waited_for_first():

@@ -81,7 +81,7 @@ class Reader:
         ([reserve(5), reserve(6)], Room(2, 10), False),
         ([("end", {"charge": 1}), ("wait", {})], Room(), True),
         ([("limits", {"rpm": 1})], Room(UNBOUNDED, UNBOUNDED), False),
-        ([("pause", {"budget": "rpm"})], Room(9, 9), False),
+        ([("refuse", {"charge": 1, "budget": "rpm"})], Room(9, 9), False),
         ([reserve(5), ("join", {"address": ""})], Room(9, 9), False),
         ([reserve(UNBOUNDED // 2)], Room(1, UNBOUNDED), True),
     ],

@@ -70,10 +70,10 @@ def forget(lesson):
     """Nobody asked for it."""
 
 
-async def refuse(account, ledger, **fields):
+async def refuse(account, ledger, *, pause=False, **fields):
     """Send, and be refused; the lesson."""
     lessons = []
-    ledger.refuse(await send(ledger), Refusal("budget", **fields), lessons.append)
+    ledger.refuse(await send(ledger), Refusal("budget", **fields), lessons.append, pause=pause)
     await account.settle()
     return lessons[0]
 
@@ -159,7 +159,7 @@ class Contract:
         act = {
             "end": lambda: ledger.end(charge, answered=True),
             "cancel": lambda: ledger.cancel(charge),
-            "refuse": lambda: ledger.refuse(charge, Refusal("overloaded"), forget),
+            "refuse": lambda: ledger.refuse(charge, Refusal("overloaded"), forget, pause=True),
             "sent": lambda: ledger.sent(charge),
         }
         act[first]()
@@ -244,10 +244,8 @@ class Contract:
     async def test_a_pause_holds_for_all_and_ends_with_a_probe(self, account):
         """One goes first; the other follows when it was not refused."""
         one, other = await account.open(), await account.open()
-        lesson = await refuse(account, one, budget="rpm", retry_after=0.1)
-        assert (lesson.explained, lesson.echo) == (False, False)
-        assert one.pause(Refusal("budget", "rpm", retry_after=0.1)) == pytest.approx(0.1)
-        await account.settle()
+        lesson = await refuse(account, one, pause=True, budget="rpm", retry_after=0.1)
+        assert (lesson.explained, lesson.echo, lesson.pause) == (False, False, pytest.approx(0.1))
         denial = await other.reserve(Cost(10))
         assert (denial.reason, denial.wait) == ("rpm", pytest.approx(0.1, abs=0.05))
         await asyncio.sleep(denial.wait + 0.001)
@@ -268,14 +266,21 @@ class Contract:
         assert used(other) == (1, 2, 0, 0)
 
     async def test_an_echo_says_nothing_new(self, account):
-        """Two were under way; the second refusal is of the same moment, though another process sent it."""
+        """Two were under way; the second refusal is of the same moment, though another process sent it: one pause."""
         one, other = await account.open(), await account.open()
         lessons = []
         charges = [(ledger, await send(ledger)) for ledger in (one, other)]
         for ledger, charge in charges:
-            ledger.refuse(charge, Refusal("budget", "rpm"), lessons.append)
+            ledger.refuse(charge, Refusal("budget", "rpm", retry_after=0.1), lessons.append, pause=True)
             await account.settle()
         assert [lesson.echo for lesson in lessons] == [False, True]
+        assert [lesson.pause for lesson in lessons] == pytest.approx([0.1, 0.0])
+
+    async def test_what_the_books_explain_closes_nothing(self, account):
+        """They tell how long to wait."""
+        one = await account.open()
+        lesson = await refuse(account, one, pause=True, budget="tpm", limit=1000, current=950)
+        assert (lesson.explained, lesson.pause) == (True, 0.0)
 
     # -- limits, forecasts, notifications -------------------------------------------------------------------------
 

@@ -766,9 +766,9 @@ def test_books_are_whole_again_when_all_have_said_what_they_know(*, kept, lost, 
 def test_what_was_learned_and_who_waits_is_known_again(everything):
     """A pause, the guard that it widened and the line; and nobody is taken for dead because the server was away."""
     history = History(itertools.count(1))
-    before = [*history.begin()]
-    refusal = {"budget": "rpm", "retry_after": 500.0}
-    forgotten = [history.entry("b", "wait"), history.entry("b", "pause", **refusal)]
+    before = [*history.begin(), *history.steps([("b", "reserve"), ("b", "sent")])]
+    refusal = {"charge": history.held["b"][0][0], "budget": "rpm", "retry_after": 500.0, "pause": True}
+    forgotten = [history.entry("b", "wait"), history.entry("b", "refuse", **refusal)]
     knowing = replayed(before + forgotten)
     left = replayed([] if everything else before)
     left.apply(Entry(10**5, 40.0, "a", "recall", dump(knowing)))

@@ -345,22 +345,37 @@ async def test_unexplained_rpm_refusals_slow_the_pace_before_anything_is_closed(
     """First the even interval and three steps more; only then a pause. None is sent again at once."""
     events, times = [], []
     limiter = RateLimiter(RateLimits(rpm=60), on_event=events.append)
+    (await limiter.acquire(Cost(1))).end()
     for _ in range(5):
         reservation = await limiter.acquire(Cost(1))
         reservation.sent()
         times.append(clock())
         reservation.refused(Refusal("budget", "rpm", limit=60, retry_after=1.0))
     assert [event.pause for event in events] == [0, 0, 0, 0, 1]
-    assert times == pytest.approx([0, 1, 2.1, 3.35, 4.85], abs=1e-3)
+    assert times == pytest.approx([0.025, 1.025, 2.125, 3.375, 4.875], abs=1e-3)
 
 
 async def test_a_lower_rpm_does_not_make_the_pace_forget_what_it_learned():
     """Refused although the books saw room, and with a lower limit: even, at the new limit."""
     limiter = RateLimiter(RateLimits(rpm=100))
+    (await limiter.acquire(Cost(1))).end()
     reservation = await limiter.acquire(Cost(1))
     reservation.sent()
     reservation.refused(Refusal("budget", "rpm", limit=50, retry_after=1.0))
     assert limiter._pace.interval == pytest.approx(60 / 50)
+
+
+async def test_a_line_that_a_lower_limit_leaves_no_room_for_is_forecast():
+    """Of two who wait, the second has become too large; whoever asks how long it takes behind them is told."""
+    limiter = RateLimiter(RateLimits(tpm=1280), on_event=lambda event: None)
+    refused = await limiter.acquire(Cost(1000))
+    refused.sent()
+    line = [asyncio.create_task(use(limiter, Cost(tokens))) for tokens in (300, 500)]
+    await asyncio.sleep(1)
+    refused.refused(Refusal("budget", "tpm", limit=320, current=1300))
+    assert await limiter.wait_time(Cost(10)) == pytest.approx(60.3)
+    _, too_large = await asyncio.gather(*line, return_exceptions=True)
+    assert isinstance(too_large, RequestTooLarge)
 
 
 async def test_a_refused_request_is_forecast_at_its_own_place():
@@ -378,9 +393,10 @@ async def test_a_refused_request_is_forecast_at_its_own_place():
 
 
 async def test_a_burst_that_is_refused_slows_the_pace_once():
-    """Four requests under way teach no more than the first of them."""
+    """Three requests under way teach no more than the first of them."""
     limiter = RateLimiter(RateLimits(rpm=6000))
-    burst = [limiter.try_acquire(Cost(1)) for _ in range(4)]
+    first, *burst = [limiter.try_acquire(Cost(1)) for _ in range(4)]
+    first.end()
     for reservation in burst:
         reservation.sent()
         reservation.refused(Refusal("budget", "rpm", limit=6000, retry_after=1.0))

@@ -27,14 +27,19 @@ HOLD = LOOKS * STEP * 60
 REFUSED = Refusal("budget", "rpm", limit=60, retry_after=1.0)
 
 
-def request(state="sent"):
+def request(state="sent", *, answered=False):
     """One that has left."""
-    return SimpleNamespace(state=state)
+    return SimpleNamespace(state=state, answered=answered)
 
 
-def burst(trial, count, *, at=0.0, state="sent"):
+def answer(one):
+    """It has ended well."""
+    one.state, one.answered = "ended", True
+
+
+def burst(trial, count, *, at=0.0, **options):
     """So many requests leave in one instant."""
-    requests = [request(state) for _ in range(count)]
+    requests = [request(**options) for _ in range(count)]
     for one in requests:
         trial.leave(at, one)
     return requests
@@ -82,8 +87,20 @@ def test_the_last_answer_is_the_news_and_not_the_first():
     requests = burst(trial, TRIAL)
     for one in requests:
         assert trial.holds(0.1)
-        one.state = "ended"
+        answer(one)
     assert not trial.holds(0.1)
+
+
+def test_a_request_that_was_never_answered_is_no_news():
+    """Cancelled, broken off or refused: nobody knows, or nobody should follow."""
+    trial = Trial(60, 60.0)
+    *others, last = burst(trial, TRIAL)
+    for one in others:
+        answer(one)
+    last.state = "ended"
+    for _ in range(2 * LOOKS):
+        trial.look()
+    assert [trial.holds(now) for now in (1.79, LONGEST * 60)] == [True, False]
 
 
 def test_a_look_counts_only_if_all_of_them_were_written():
@@ -119,7 +136,7 @@ def test_requests_at_an_even_pace_are_no_burst():
 def test_only_the_first_burst_is_tried():
     """What is known is known."""
     trial = Trial(60, 60.0)
-    burst(trial, TRIAL, state="ended")
+    burst(trial, TRIAL, answered=True)
     burst(trial, TRIAL, at=300.0)
     assert not trial.holds(300.0)
 
@@ -137,9 +154,9 @@ def test_a_burst_has_passed_when_a_third_of_rpm_went_ahead_of_the_even_pace(rate
 def test_one_request_is_no_burst(rpm):
     """However large a part of RPM it is."""
     trial = Trial(rpm, 60.0)
-    burst(trial, 1, state="ended")
+    burst(trial, 1, answered=True)
     assert not trial.passed(30.0)
-    burst(trial, 2, at=60.0, state="ended")
+    burst(trial, 2, at=60.0, answered=True)
     assert trial.passed(60.0)
 
 
@@ -160,8 +177,20 @@ def test_a_burst_has_passed_when_the_last_of_it_is_answered():
     trial = Trial(60, 60.0)
     *_, last = burst(trial, 20)
     assert not trial.passed(0.1)
-    last.state = "ended"
+    answer(last)
     assert trial.passed(0.1)
+
+
+def test_a_burst_of_which_the_last_was_never_written_proves_nothing():
+    """The network was away; whoever comes after it is the last of another one."""
+    trial = Trial(60, 60.0)
+    for one in burst(trial, 30, state="pending"):
+        one.state = "ended"
+    assert not trial.passed(1.0)
+    last, _ = burst(trial, 2, at=2.0)
+    assert [trial.passed(now) for now in (1.9 + HOLD, 2.0 + HOLD)] == [False, True]
+    answer(last)
+    assert trial.passed(2.0)
 
 
 # -- the pace -------------------------------------------------------------------------------------------------
@@ -262,7 +291,7 @@ async def test_good_news_reaches_all_who_wait(gone):
         tasks.pop(gone).cancel()
         await asyncio.sleep(0)
     for one in first:
-        one.state = "ended"
+        answer(one)
     pace.look()
     await asyncio.gather(*tasks)
     assert left == pytest.approx([0.06] * len(tasks), abs=0.02)
@@ -305,6 +334,35 @@ async def test_a_refusal_ends_the_hold_and_slows_the_pace(rpm):
     assert [at - begin for at in log] == pytest.approx([60 / rpm, 120 / rpm], abs=1e-3)
 
 
+@pytest.mark.parametrize(("gap", "paused"), [(0.0, True), (1.0, False), (2.5, True)])
+async def test_one_that_left_behind_nobody_was_not_refused_for_its_pace(gap, paused):
+    """The first of all, or two even intervals after another; that budget is closed for a while instead."""
+    events = []
+    limiter = RateLimiter(RateLimits(rpm=60), on_event=events.append)
+    if gap:
+        await use(limiter, [])
+        await asyncio.sleep(gap)
+    reservation = await limiter.acquire(ONE)
+    reservation.sent()
+    reservation.refused(REFUSED)
+    assert [event.pause > 0 for event in events] == [paused]
+    assert limiter._pace.interval == pytest.approx(SMOOTH if paused else 1.0)
+
+
+async def test_a_slow_pace_relaxes_after_quiet_minutes_but_once():
+    """It may have been others who used the account; refused again, it stays as slow as it is then."""
+    pace = Pace(RateLimits(rpm=60))
+    intervals = []
+    for seconds in (0, 0, 59, 2, 60, 60, 0, 60, 60):
+        await asyncio.sleep(seconds)
+        if not seconds:
+            pace.slow()
+            pace.slow()
+        pace.ready()
+        intervals.append(pace.interval)
+    assert intervals == pytest.approx([1.1, 1.5, 1.5, 1.25, 1.1, 1.0, 1.25, 1.25, 1.25])
+
+
 async def test_whoever_waits_while_a_lower_limit_is_learned_goes_by_it():
     """Held at 6,000 a minute, and let go as 60 a minute are."""
     limiter, log = RateLimiter(RateLimits(rpm=6000), on_event=lambda event: None), []
@@ -323,7 +381,7 @@ async def test_whoever_waits_while_the_pace_slows_keeps_the_new_distance():
     pace.take(request())
     begin, waiting = clock(), asyncio.create_task(pace.wait(request()))
     await asyncio.sleep(0.01)
-    assert pace.slow()
+    pace.slow()
     await waiting
     assert clock() - begin == pytest.approx(1.01, abs=1e-3)
 

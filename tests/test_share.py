@@ -87,10 +87,10 @@ def test_a_share_that_is_not_open_decides_nothing():
     """And knows nothing of what happens to reservations."""
     share, charge = Share(), Charge(10, 0)
     assert share.reserve(0.0, Cost(1)) is None
-    share.sent(0.0, charge)
+    assert not share.sent(0.0, charge)
     assert not share.cancel(charge)
     assert not share.end(0.0, charge, answered=True)
-    assert share.refuse(0.0, charge, Refusal("budget", "rpm")) is None
+    assert share.refuse(0.0, charge, Refusal("budget", "rpm"), pause=True) is None
 
 
 def test_half_of_each_limit_after_a_minute():
@@ -165,12 +165,14 @@ def test_requests_from_before_hold_their_slots():
 
 
 def test_a_refusal_teaches_the_share():
-    """The limit of the account is at least as low as what it says."""
+    """The limit of the account is at least as low as what it says, and one that nothing explains closes a budget."""
     share = opened(account(*ALIVE), 31.0)
-    charge = share.reserve(100.0, Cost(10))
-    share.sent(100.0, charge)
-    assert share.refuse(100.0, charge, Refusal("budget", "rpm", limit=3)).adopted == 3
-    share.pause(100.0, Refusal("budget", "tpm", retry_after=5.0))
+    charges = [share.reserve(100.0, Cost(10)) for _ in range(2)]
+    for charge in charges:
+        assert share.sent(100.0, charge)
+    refusal = Refusal("budget", "tpm", retry_after=5.0)
+    assert share.refuse(100.0, charges[0], refusal, pause=True).pause == 5.0
+    assert share.refuse(100.0, charges[1], Refusal("budget", "rpm", limit=3), pause=False).adopted == 3
     assert share.reserve(100.0, Cost(10)) == Denial("tpm", 5.0)
 
 
@@ -230,6 +232,25 @@ async def test_what_happens_while_it_is_entered_is_entered_too(shelf):
     usage = one.ledger.usage()
     assert (usage.concurrency.used, usage.requests_sent, usage.tokens_charged) == (0, 1502, 1502)
     assert one.ledger._numbers == {}
+
+
+async def test_a_probe_of_the_share_that_takes_long_to_answer_lets_the_others_follow(shelf):
+    """Whoever waits behind it is told when it was sent; from then on the clock decides."""
+    (one,) = await settled(shelf, 1, RateLimits(concurrency=20))
+    one.failure = "before"
+    await one.request(Cost(1))
+    refused = await one.limiter.acquire(Cost(1))
+    refused.refused(Refusal("budget", "concurrency", retry_after=5.0))
+    probe = await one.limiter.acquire(Cost(1))
+    waiting = asyncio.ensure_future(one.request(Cost(1)))
+    await asyncio.sleep(3.0)
+    probe.sent()
+    began = asyncio.get_running_loop().time()
+    await waiting
+    assert asyncio.get_running_loop().time() - began == pytest.approx(0.02 * MINUTE + 0.1, abs=0.05)
+    one.failure = None
+    probe.end()
+    await one.ledger.aclose()
 
 
 async def test_closing_enters_what_the_share_let_in(shelf):

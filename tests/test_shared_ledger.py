@@ -321,8 +321,6 @@ async def test_a_probe_that_takes_long_to_answer_lets_the_others_follow(shelf):
     refused = await limiter.acquire(ONE)
     refused.sent()
     refused.refused(Refusal("budget", "rpm", retry_after=5.0))
-    await asyncio.sleep(0.1)
-    ledger.pause(Refusal("budget", "rpm", retry_after=5.0))
     probe = await limiter.acquire(ONE)
     waiting = asyncio.ensure_future(limiter.acquire(ONE).__aenter__())
     await asyncio.sleep(3.0)
@@ -330,6 +328,47 @@ async def test_a_probe_that_takes_long_to_answer_lets_the_others_follow(shelf):
     began = now()
     await waiting
     assert now() - began < 0.02 * 60 + TURN + 0.1
+
+
+async def test_a_refused_request_does_not_leave_again_before_what_its_refusal_closes(shelf):
+    """It asks for room in the same breath."""
+    limiter = limiter_of(process(shelf, RateLimits(concurrency=9, tpm=1000)))
+    refused = await limiter.acquire(ONE)
+    refused.sent()
+    began = now()
+    refused.refused(Refusal("budget", "tpm", retry_after=5.0))
+    await limiter.acquire(ONE, place=refused.place)
+    assert now() - began == pytest.approx(5.0, abs=0.1)
+    assert limiter.usage().guard == pytest.approx(2 * GUARD * 60)
+
+
+@pytest.mark.parametrize(("seconds", "used"), [(0.5, 61), (5, 1), (100, 0)])
+async def test_a_refusal_that_is_entered_late_says_nothing_of_others(shelf, seconds, used):
+    """What they had spent has left the window since, or will; and nothing is closed for it."""
+    lessons = []
+    ledger = SharedLedger(FakeJournal(shelf, fate=(fate := Fate())), on_event=lambda event: None)
+    ledger.configure(RateLimits(rpm=60))
+    charge = await ledger.reserve(ONE)
+    ledger.sent(charge)
+    await ledger.refresh()
+    fate.failures = ["before"] * round(seconds / RETRY)
+    refusal = Refusal("budget", "rpm", limit=60, current=61, retry_after=5.0)
+    ledger.refuse(charge, refusal, lessons.append, pause=True)
+    await asyncio.sleep(seconds + 1)
+    await ledger.refresh()
+    assert ledger.usage().rpm.used == used
+    assert [(lesson.explained, lesson.pause) for lesson in lessons] == [(True, 0.0)]
+
+
+async def test_forecasts_go_by_the_limits_that_this_process_brings(shelf):
+    """Others may have left lower ones behind, under which nothing of ours would ever fit."""
+    before = process(shelf, RateLimits(tpm=100))
+    before.cancel(await before.reserve(ONE))
+    await before.aclose()
+    ledger = process(shelf, RateLimits(tpm=2000))
+    await ledger.refresh()
+    assert await limiter_of(ledger).wait_time(Cost(1500)) == 0.0
+    assert ledger.time_to_send(1, 2000) == 0.0
 
 
 # -- one organization -----------------------------------------------------------------------------------------
@@ -512,18 +551,6 @@ async def test_an_idle_process_that_was_taken_for_dead_reserves_what_counts(shel
     other.end(held, answered=True)
 
 
-async def test_a_pause_of_the_dead_counts(shelf):
-    """What the gateway said is true, whoever heard it."""
-    one, other = process(shelf, RateLimits(rpm=5)), process(shelf, RateLimits(rpm=5))
-    one.cancel(await one.reserve(ONE))
-    await asyncio.sleep(LEASE + 5)
-    other.cancel(await other.reserve(ONE))
-    one.pause(Refusal("budget", "rpm", retry_after=7.0))
-    await one.refresh()
-    await other.refresh()
-    assert (await other.reserve(ONE)).reason == "rpm"
-
-
 # -- failures -------------------------------------------------------------------------------------------------
 
 
@@ -589,7 +616,7 @@ async def test_a_hook_that_fails_stops_nothing(shelf):
     def hook(lesson):
         raise ZeroDivisionError
 
-    ledger.refuse(await ledger.reserve(ONE), Refusal("overloaded"), hook)
+    ledger.refuse(await ledger.reserve(ONE), Refusal("overloaded"), hook, pause=False)
     charge = await ledger.reserve(ONE)
     ledger.end(charge, answered=True)
     await ledger.refresh()
@@ -747,13 +774,14 @@ async def test_the_journal_and_the_books_stay_small(shelf, monkeypatch):
 async def test_who_is_far_behind_decides_nothing_on_what_it_has_not_read(shelf, monkeypatch):
     """What it missed is in a snapshot: the room that it remembers was taken before that was written."""
     monkeypatch.setattr(session, "KEPT", 10)
-    limits = RateLimits(concurrency=2)
+    limits = RateLimits(concurrency=3)
     late, one = process(shelf, limits), process(shelf, limits)
     late.cancel(await late.reserve(ONE))
     held = [await one.reserve(ONE) for _ in range(2)]
     for _ in range(30):
-        one.pause(Refusal("overloaded"))
+        one.refuse(await one.reserve(ONE), Refusal("overloaded"), lambda lesson: None, pause=False)
         await one.refresh()
+    held.append(await one.reserve(ONE))
     shelf.history.append(Entry(len(shelf.history) + 1, shelf.at, "x", "alive", {}))
     shelf.entries = [entry for entry in shelf.entries if entry.id > shelf.pruned]
     assert shelf.pruned > late._session.replica.last
@@ -764,7 +792,7 @@ async def test_who_is_far_behind_decides_nothing_on_what_it_has_not_read(shelf, 
 async def test_the_past_of_a_pause_is_forgotten_by_all(shelf):
     """A probe that has passed by the clock opens the budget for the next two at once, not for another probe."""
     one, other = process(shelf, RateLimits(concurrency=9)), process(shelf, RateLimits(concurrency=9))
-    one.pause(Refusal("budget", "tpm", retry_after=1.0))
+    one.refuse(await one.reserve(ONE), Refusal("budget", "tpm", retry_after=1.0), lambda lesson: None, pause=True)
     await one.refresh()
     await asyncio.sleep(1.5)
     probe = await one.reserve(ONE)

@@ -74,7 +74,7 @@ def test_a_request_older_than_a_minute_is_refused_in_the_copy():
 
 def test_pauses_guards_and_probes():
     """A pause is on, the guard is wide, and a probe is under way."""
-    made = replica(*SENT, (2.0, "refuse", {"charge": 3, **REFUSAL}), (2.0, "pause", REFUSAL))
+    made = replica(*SENT, (2.0, "refuse", {"charge": 3, **REFUSAL, "pause": True}))
     copy = follow(made, (4.0, "reserve", {"tokens": 5}))
     assert copy.books.guard == pytest.approx(0.6)
     copy = follow(made)

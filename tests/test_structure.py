@@ -39,7 +39,8 @@ LEAVES = {
     "network": set(),
     "answer": set(),
     "http11": {"answer"},
-    "connections": {"http11", "network"},
+    "urls": {"errors"},
+    "connections": {"errors", "http11", "network", "urls"},
     "fanout": set(),
 }
 """All that each of these imports of the package."""

@@ -358,11 +358,13 @@ def test_a_forced_call_is_forced_once(choice):
 
 
 async def test_a_call_that_was_cut_off_is_told():
-    """Another round would be cut off as well."""
-    completion = calling(call("weather", '{"city": "B'))
-    completion.choices[0].finish_reason = "length"
-    with pytest.raises(InvalidResponseError, match="max_tokens"):
-        await converse(Kimi(completion).ask, QUESTION, Toolbox([weather]), 5)
+    """Another round would be cut off as well; what the tools did before is kept."""
+    first, cut = calling(call("weather", '{"city": "Oslo"}')), calling(call("weather", '{"city": "B'))
+    cut.choices[0].finish_reason = "length"
+    with pytest.raises(InvalidResponseError, match="max_tokens") as caught:
+        await converse(Kimi(first, cut).ask, QUESTION, Toolbox([weather]), 5)
+    assert [message["role"] for message in caught.value.messages] == ["user", "assistant", "tool"]
+    assert caught.value.messages[-1]["content"] == "Oslo: sunny"
 
 
 async def test_a_tool_that_exits_ends_nothing():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kimi_async.budgets import GUARD
 from kimi_async.connections import ConnectionStack
-from kimi_async.errors import DailyBudgetExhausted, RequestTooLarge, WaitTooLong
+from kimi_async.errors import ConfigurationError, DailyBudgetExhausted, RequestTooLarge, WaitTooLong
 from kimi_async.events import ForeignUsage, LimitAdopted, Refused
 from kimi_async.limiter import RateLimiter
 from kimi_async.limits import Cost, RateLimits
@@ -350,7 +350,7 @@ def test_every_slot_comes_back_and_what_was_begun_is_charged(attempts):
 @pytest.mark.parametrize(
     ("refusal", "again_at", "left"),
     [
-        (refused("rpm", 50), 60 / 50, (0, 2, 10)),
+        (refused("rpm", 50), 1, (0, 2, 10)),
         (refused("concurrency", 50), 1, (0, 2, 10)),
         (refused("tpm", 100_000, 100_005), MINUTE, (0, 1, 10)),
     ],
@@ -622,6 +622,16 @@ async def post(transport, base_url, *, read=5.0, trace=None):
     request = httpx.Request("POST", f"{base_url}/v1/chat/completions", content=b"{}", extensions={"timeout": timeout})
     request.extensions.update({COST: Cost(10), "trace": trace})
     return await transport.handle_async_request(request)
+
+
+@pytest.mark.real_time
+async def test_a_request_without_a_way_out_is_charged_nothing():
+    """A proxy that is none: it never left."""
+    limiter, transport = over_sockets(proxy="socks://localhost:1080")
+    async with transport:
+        with pytest.raises(ConfigurationError, match="socks5://"):
+            await post(transport, "https://kimi.test")
+    assert taken(limiter) == (0, 0, 0)
 
 
 @pytest.mark.real_time

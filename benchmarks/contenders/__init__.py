@@ -83,12 +83,19 @@ CONTENDERS: dict[str, Entry] = {
     "AsyncOpenAI": Entry(
         module="openai_sdk",
         packages=("openai",),
-        about="a semaphore, and the SDK's own two retries",
+        about="a semaphore, and nine retries of the SDK's own, ten attempts in all",
+    ),
+    "AsyncOpenAI, as documented": Entry(
+        module="openai_sdk",
+        run="run_as_documented",
+        connect="connect_as_documented",
+        packages=("openai",),
+        about="the same with the SDK's default, two retries",
     ),
     "AsyncOpenAI + aiolimiter": Entry(
         module="openai_aiolimiter",
         packages=("openai", "aiolimiter"),
-        about="one AsyncLimiter for RPM and one for TPM before each call",
+        about="one AsyncLimiter for RPM and one for TPM before each of ten attempts",
     ),
     "cookbook processor": Entry(
         module="cookbook",
@@ -96,6 +103,14 @@ CONTENDERS: dict[str, Entry] = {
         packages=("aiohttp==3.14.5",),
         venv="peers",
         about="OpenAI's api_request_parallel_processor, written anew with the two repairs that its forks make",
+    ),
+    "cookbook processor, as published": Entry(
+        module="cookbook",
+        run="run_as_published",
+        connect=None,
+        packages=("aiohttp==3.14.5",),
+        venv="peers",
+        about="the same without the repairs: it pauses after refusals of tokens only, with up to 100 connections",
     ),
     "token-throttle": Entry(
         module="token_throttle",
@@ -130,11 +145,27 @@ CONTENDERS: dict[str, Entry] = {
         venv="peers",
         about="what was not used is refunded",
     ),
+    "async-batch-llm, low burst": Entry(
+        module="async_batch_llm",
+        run="run_low_burst",
+        connect=None,
+        packages=("async-batch-llm==0.28.0", OPENAI),
+        venv="peers",
+        about="buckets of a twelfth of a minute under lowered limits, so that no sliding minute holds too much",
+    ),
     "lm-deluge": Entry(
         module="lm_deluge",
         packages=("lm-deluge==0.0.168",),
         venv="peers",
-        about="its own HTTP client, told the exact counts in place of its estimates",
+        about="its own HTTP client, told the exact counts in place of its estimates; ten attempts in all",
+    ),
+    "lm-deluge, as documented": Entry(
+        module="lm_deluge",
+        run="run_as_documented",
+        connect="connect_as_documented",
+        packages=("lm-deluge==0.0.168",),
+        venv="peers",
+        about="it estimates prompts, four letters a token; its default, five attempts",
     ),
     "infermesh": Entry(
         module="infermesh",
@@ -163,6 +194,16 @@ CONTENDERS: dict[str, Entry] = {
         settling=60.0,
         real_minute_only=True,
         about="usage-based routing to one deployment, with eight retries, since it refuses where others wait",
+    ),
+    "LiteLLM Router, as documented": Entry(
+        module="litellm_router",
+        run="run_as_documented",
+        connect="connect_as_documented",
+        packages=(LITELLM,),
+        venv="litellm",
+        settling=60.0,
+        real_minute_only=True,
+        about="the same with its default, two retries",
     ),
 }
 

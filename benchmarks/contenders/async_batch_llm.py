@@ -3,9 +3,13 @@
 Its strategy calls ``AsyncOpenAI``, whose retries are off so that it sees every 429. Its own retries: three attempts,
 and twenty after 429s, which pause everything; the pause is a quarter of a minute, where its default is five. An
 attempt may take 120 s.
+
+Full buckets let twice the limits into a sliding minute. With low bursts they hold a twelfth of a minute, under limits
+lowered by as much, and by the largest request.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from async_batch_llm import (
     CallableStrategy,
@@ -21,18 +25,53 @@ from openai import AsyncOpenAI
 from .contract import TIMEOUT, Account, Progress, Request
 from .openai_sdk import completed
 
+BURST = 1 / 12
+"""Of a minute."""
+
 
 async def run(account: Account, requests: Sequence[Request], progress: Progress) -> None:
     """No usage is reported, so a reservation is kept whole: Kimi gives nothing back."""
-    await _run(account, requests, progress, refunds=False)
+    await _run(account, requests, progress, _Quota.whole(account))
+
+
+async def run_low_burst(account: Account, requests: Sequence[Request], progress: Progress) -> None:
+    """Likewise; no sliding minute holds more than the limits."""
+    await _run(account, requests, progress, _Quota.low_burst(account, requests))
 
 
 async def run_as_documented(account: Account, requests: Sequence[Request], progress: Progress) -> None:
     """Usage is reported, and what was not used goes back to the bucket."""
-    await _run(account, requests, progress, refunds=True)
+    await _run(account, requests, progress, _Quota.whole(account), refunds=True)
 
 
-async def _run(account: Account, requests: Sequence[Request], progress: Progress, *, refunds: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class _Quota:
+    """What it is told.
+
+    Attributes:
+        rpm: requests that its buckets are refilled with in a minute.
+        tpm: tokens, likewise.
+        burst: what full buckets hold, in seconds of refilling.
+    """
+
+    rpm: float
+    tpm: float
+    burst: float
+
+    @classmethod
+    def whole(cls, account: Account) -> "_Quota":
+        return cls(account.rpm, account.tpm, account.minute)
+
+    @classmethod
+    def low_burst(cls, account: Account, requests: Sequence[Request]) -> "_Quota":
+        largest = max((request.tokens for request in requests if request.tokens <= account.tpm), default=0)
+        tpm = min(account.tpm / (1 + BURST), account.tpm - largest)
+        return cls(account.rpm / (1 + BURST), max(1.0, tpm), account.minute * BURST)
+
+
+async def _run(
+    account: Account, requests: Sequence[Request], progress: Progress, quota: _Quota, *, refunds: bool = False
+) -> None:
     client = AsyncOpenAI(base_url=account.base_url, api_key=account.api_key, timeout=TIMEOUT, max_retries=0)
 
     async def invoke(prompt: str, *, attempt: int, timeout: float | None, state: object) -> CallOutcome:
@@ -46,7 +85,7 @@ async def _run(account: Account, requests: Sequence[Request], progress: Progress
 
     strategy = CallableStrategy(invoke, error_classifier=OpenAIErrorClassifier(), max_concurrency=account.concurrency)
     prompts = [(str(index), str(index)) for index in range(len(requests))]
-    config = _config(account, estimate)
+    config = _config(account, quota, estimate)
     progress.begin()
     batch = await process_prompts(strategy, prompts, config=config)
     for item in batch.results:
@@ -54,7 +93,7 @@ async def _run(account: Account, requests: Sequence[Request], progress: Progress
             progress.finished(int(item.item_id), f"{item.error}"[:300])
 
 
-def _config(account: Account, estimate: object) -> ProcessorConfig:
+def _config(account: Account, quota: _Quota, estimate: object) -> ProcessorConfig:
     """Its minute is 60 s: with the limits of 60 s and the burst of our minute, its buckets are exactly ours."""
     scale = 60.0 / account.minute
     pauses = RateLimitConfig(
@@ -65,10 +104,10 @@ def _config(account: Account, estimate: object) -> ProcessorConfig:
     )
     return ProcessorConfig(
         concurrency=account.concurrency,
-        max_requests_per_minute=account.rpm * scale,
-        max_tokens_per_minute=round(account.tpm * scale),
+        max_requests_per_minute=quota.rpm * scale,
+        max_tokens_per_minute=round(quota.tpm * scale),
         token_estimator=estimate,
-        quota_burst_seconds=account.minute,
+        quota_burst_seconds=quota.burst,
         rate_limit=pauses,
         attempt_timeout=TIMEOUT,
     )

@@ -1,9 +1,12 @@
 """The parallel processor of OpenAI's cookbook, written anew from its description: the most copied design there is.
 
 One loop looks every millisecond whether the request at the head fits in two counters, full at first and refilled
-evenly; what fits leaves as a task of its own. With the repairs that its forks make: it knows a 429 by the status, and
-has no more connections than the account has slots. Five attempts, each charged; after a 429 nothing leaves for a
-quarter of a minute. An attempt may take 120 s.
+evenly; what fits leaves as a task of its own. Five attempts, each charged; after a 429 nothing leaves for a quarter of
+a minute. An attempt may take 120 s.
+
+As published, after its pull request 1254, it knows a 429 by the words "rate limit", which Kimi says of tokens and not
+of requests or concurrency, and opens aiohttp's default of 100 connections. Its forks repair both: it knows a 429 by
+the status, and has no more connections than the account has slots.
 """
 
 import asyncio
@@ -17,27 +20,46 @@ from .contract import MODEL, TEMPERATURE, TIMEOUT, Account, Progress, Request
 
 ATTEMPTS = 5
 TICK = 0.001
+CONNECTIONS = 100
+"""Aiohttp's default."""
 
 
 async def run(account: Account, requests: Sequence[Request], progress: Progress) -> None:
+    """With the repairs."""
+    await _run(account, requests, progress, repaired=True)
+
+
+async def run_as_published(account: Account, requests: Sequence[Request], progress: Progress) -> None:
+    """Without them."""
+    await _run(account, requests, progress, repaired=False)
+
+
+async def _run(account: Account, requests: Sequence[Request], progress: Progress, *, repaired: bool) -> None:
     """A file of requests, in its order."""
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=account.concurrency),
+        connector=aiohttp.TCPConnector(limit=account.concurrency if repaired else CONNECTIONS),
         headers={"Authorization": f"Bearer {account.api_key}"},
         timeout=aiohttp.ClientTimeout(total=TIMEOUT),
     ) as session:
         progress.begin()
-        await _Processor(account, requests, progress, session).run()
+        await _Processor(account, requests, progress, session, repaired=repaired).run()
 
 
 class _Processor:
     def __init__(
-        self, account: Account, requests: Sequence[Request], progress: Progress, session: aiohttp.ClientSession
+        self,
+        account: Account,
+        requests: Sequence[Request],
+        progress: Progress,
+        session: aiohttp.ClientSession,
+        *,
+        repaired: bool,
     ) -> None:
         self._account = account
         self._requests = requests
         self._progress = progress
         self._session = session
+        self._repaired = repaired
         self._waiting = deque(range(len(requests)))
         self._retries: deque[int] = deque()
         self._attempts = [0] * len(requests)
@@ -88,12 +110,16 @@ class _Processor:
         }
         try:
             async with self._session.post(f"{self._account.base_url}/chat/completions", json=body) as response:
-                if response.status == 429:
-                    self._refused_at = time.monotonic()
                 answer = await response.json()
         except (aiohttp.ClientError, TimeoutError, ValueError) as exc:
             return repr(exc)
-        return str(answer["error"]) if "error" in answer else None
+        if "error" not in answer:
+            return None
+        error = answer["error"]
+        limited = response.status == 429 if self._repaired else "rate limit" in error["message"].lower()
+        if limited:
+            self._refused_at = time.monotonic()
+        return str(error)
 
     def _finished(self, index: int, error: str | None) -> None:
         self._progress.finished(index, error)

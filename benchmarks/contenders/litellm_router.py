@@ -1,7 +1,7 @@
 """LiteLLM's Router, one deployment: usage-based routing, which keeps RPM and TPM by the clock's minute.
 
-It refuses where others wait, and counts tokens only when they are used; eight retries are what makes it wait. An
-attempt may take 120 s.
+It refuses where others wait, and counts tokens only when they are used; eight retries are what makes it wait; as
+documented, its default, two. An attempt may take 120 s.
 """
 
 import asyncio
@@ -18,7 +18,16 @@ RETRIES = 8
 
 
 async def connect(account: Account) -> Ask:
-    """One router."""
+    """Enough retries to wait for the next minutes."""
+    return _connect(account, RETRIES)
+
+
+async def connect_as_documented(account: Account) -> Ask:
+    """Its default retries."""
+    return _connect(account, None)
+
+
+def _connect(account: Account, retries: int | None) -> Ask:
     litellm.suppress_debug_info = True
     litellm.telemetry = False
     logging.getLogger("LiteLLM Router").setLevel(logging.ERROR)
@@ -33,7 +42,7 @@ async def connect(account: Account) -> Ask:
     router = Router(
         model_list=[{"model_name": MODEL, "litellm_params": deployment}],
         routing_strategy="usage-based-routing-v2",
-        num_retries=RETRIES,
+        num_retries=retries,
         timeout=TIMEOUT,
     )
 
@@ -47,8 +56,17 @@ async def connect(account: Account) -> Ask:
 
 
 async def run(account: Account, requests: Sequence[Request], progress: Progress) -> None:
-    """From the clock's next minute on, so that all runs meet its counters alike."""
-    ask = await connect(account)
+    """With enough retries."""
+    await _from_the_next_minute(await connect(account), requests, progress)
+
+
+async def run_as_documented(account: Account, requests: Sequence[Request], progress: Progress) -> None:
+    """With its default retries."""
+    await _from_the_next_minute(await connect_as_documented(account), requests, progress)
+
+
+async def _from_the_next_minute(ask: Ask, requests: Sequence[Request], progress: Progress) -> None:
+    """Of the clock, so that all runs meet its counters alike."""
     progress.begin()
     await asyncio.sleep(-time.time() % 60.0)
     await ask_all(ask, requests, progress)

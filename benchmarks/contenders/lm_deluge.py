@@ -1,11 +1,13 @@
 """lm-deluge: its client, its own HTTP over aiohttp, buckets of a minute for requests and tokens.
 
-It estimates prompts by their letters; here it is told their exact counts. Its own five attempts, each charged; a 429
-pauses all of them for ``Retry-After``, else for a sixth of a minute. An attempt may take 120 s.
+It estimates prompts, four letters a token; it can be told their exact counts instead. Ten attempts, as documented its
+default of five, each charged; a 429 pauses all of them for ``Retry-After``, else for a sixth of a minute. An attempt
+may take 120 s.
 """
 
 import os
 import time
+from collections.abc import Callable
 
 import aiohttp
 import lm_deluge.client
@@ -20,8 +22,20 @@ from .contract import MODEL, TEMPERATURE, TIMEOUT, Account, Ask, Request, all_at
 KEY = "KIMI_BENCHMARK_KEY"
 """The variable of the environment in which it looks for the key."""
 
+ATTEMPTS = 10
+
 
 async def connect(account: Account) -> Ask:
+    """Told the exact counts; as many attempts as others have."""
+    return await _connect(account, _Counted.of, max_attempts=ATTEMPTS)
+
+
+async def connect_as_documented(account: Account) -> Ask:
+    """With its own estimates and its own number of attempts."""
+    return await _connect(account, lambda request: Conversation().user(request.text))
+
+
+async def _connect(account: Account, prompt: Callable[[Request], Conversation], **settings: int) -> Ask:
     """One client for all sizes of answers: a size is the client's, not the prompt's, so it is set before each."""
     os.environ[KEY] = account.api_key
     register_model(id=MODEL, name=MODEL, api_base=account.base_url, api_key_env_var=KEY, api_spec="openai")
@@ -31,6 +45,7 @@ async def connect(account: Account) -> Ask:
         max_tokens_per_minute=account.tpm,
         max_concurrent_requests=account.concurrency,
         request_timeout=int(TIMEOUT),
+        **settings,
     )
     _take_minutes_of(account.minute)
     client.open(total=0, show_progress=False)
@@ -38,7 +53,7 @@ async def connect(account: Account) -> Ask:
 
     async def ask(request: Request) -> bool:
         client.sampling_params = [SamplingParams(temperature=TEMPERATURE, max_new_tokens=request.max_tokens)]
-        response = await client.wait_for(client.start_nowait(_Counted.of(request), http_session=session))
+        response = await client.wait_for(client.start_nowait(prompt(request), http_session=session))
         if response.is_error:
             raise RuntimeError(response.error_message)
         return True
@@ -83,3 +98,4 @@ def _take_minutes_of(seconds: float) -> None:
 
 
 run = all_at_once(connect)
+run_as_documented = all_at_once(connect_as_documented)

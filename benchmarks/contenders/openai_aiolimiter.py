@@ -1,31 +1,29 @@
 """``AsyncOpenAI`` behind one ``AsyncLimiter`` for RPM and one for TPM, as people write it.
 
-The SDK's own two retries, which pass neither limiter. An attempt may take 120 s.
+Every attempt passes both, the SDK's own retries being off. Timeouts and retries: those of `admitted`.
 """
 
-import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from aiolimiter import AsyncLimiter
-from openai import AsyncOpenAI
 
-from .contract import TIMEOUT, Account, Ask, Request, all_at_once
-from .openai_sdk import answered
+from .admitted import admitted
+from .contract import Account, Ask, Request, all_at_once
 
 
 async def connect(account: Account) -> Ask:
     """The limiters are asked inside the semaphore, so that what they grant leaves at once."""
-    client = AsyncOpenAI(base_url=account.base_url, api_key=account.api_key, timeout=TIMEOUT)
     requests = AsyncLimiter(account.rpm, account.minute)
     tokens = AsyncLimiter(account.tpm, account.minute)
-    semaphore = asyncio.Semaphore(account.concurrency)
 
-    async def ask(request: Request) -> bool:
-        async with semaphore:
-            await requests.acquire()
-            await tokens.acquire(request.tokens)
-            return await answered(client, request)
+    @asynccontextmanager
+    async def admission(request: Request) -> AsyncIterator[None]:
+        await requests.acquire()
+        await tokens.acquire(request.tokens)
+        yield
 
-    return ask
+    return admitted(account, admission)
 
 
 run = all_at_once(connect)

@@ -1,28 +1,41 @@
 """``AsyncOpenAI`` and a semaphore: what most people write first.
 
-Its own two retries of 429s, 5xx and broken connections, half a second to eight apart. An attempt may take 120 s.
+The SDK's own retries of 429s, 5xx and broken connections, ``Retry-After`` or else half a second to eight apart: ten
+attempts in all; as documented, its default, three. An attempt may take 120 s.
 """
 
 import asyncio
 
-from openai import APIError, AsyncOpenAI
+from openai import DEFAULT_MAX_RETRIES, APIError, AsyncOpenAI
 
 from .contract import MODEL, TEMPERATURE, TIMEOUT, Account, Ask, Request, all_at_once
 
+RETRIES = 9
+
 
 async def connect(account: Account) -> Ask:
+    """As many attempts as `plain_httpx` has."""
+    return _connect(account, RETRIES)
+
+
+async def connect_as_documented(account: Account) -> Ask:
+    """Two retries."""
+    return _connect(account, DEFAULT_MAX_RETRIES)
+
+
+def _connect(account: Account, retries: int) -> Ask:
     """A client, and a semaphore of the account's concurrency."""
-    client = AsyncOpenAI(base_url=account.base_url, api_key=account.api_key, timeout=TIMEOUT)
+    client = AsyncOpenAI(base_url=account.base_url, api_key=account.api_key, timeout=TIMEOUT, max_retries=retries)
     semaphore = asyncio.Semaphore(account.concurrency)
 
     async def ask(request: Request) -> bool:
         async with semaphore:
-            return await answered(client, request)
+            return await _answered(client, request)
 
     return ask
 
 
-async def answered(client: AsyncOpenAI, request: Request) -> bool:
+async def _answered(client: AsyncOpenAI, request: Request) -> bool:
     """Whether a call brought an answer; else the client's retries are over."""
     try:
         await completed(client, request)
@@ -43,3 +56,4 @@ async def completed(client: AsyncOpenAI, request: Request) -> int:
 
 
 run = all_at_once(connect)
+run_as_documented = all_at_once(connect_as_documented)

@@ -2,6 +2,8 @@
 
 Its quotas belong to one family for all models, as Kimi's limits do; it has no quota for concurrency, so a semaphore
 is around it. Timeouts and retries: those of `admitted`; as documented, the SDK's own two retries of 120 s each.
+
+Told half the limits it would let no sliding minute hold too much, and take twice as long by construction: left out.
 """
 
 import asyncio

@@ -24,7 +24,7 @@ SCENARIO = Scenario(
 CPU microseconds of one admission, the best of {ROUNDS} rounds of {ADMISSIONS:,}. `RateLimiter` has four limits set and
 far away, and keeps an entry of each request in two logs; one `AsyncLimiter` of aiolimiter knows one limit, and has
 nothing to give back. *acquire* is `await limiter.acquire()`; *block* is the whole `async with`, for kimi_async with
-`sent()` and the slot's return. `try_acquire`, which never waits, is ours alone.""",
+`sent()` and the slot's return. `try_acquire`, which never waits, is ours alone. Both take turns in one process.""",
     figures=(Figure("cpu", "CPU, microseconds an admission", 2, guarded=True),),
     remarks=(
         Remark(

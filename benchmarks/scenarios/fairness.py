@@ -104,13 +104,12 @@ def measure(plan: Plan) -> Iterator[Observation]:
         with gateway(replace(settings, limits=LOOPED)) as base_url:
             return loop_values(*measured(among_loops, name, account(base_url, LOOPED)))
 
-    names = list(entrants(plan, minute=LIMITS.minute))
-    clients = [name for name in names if CONTENDERS[name].connect is not None and not CONTENDERS[name].own_venv]
-    repetitions = range(plan.repetitions)
+    names = {number: entrants(plan, minute=LIMITS.minute, repetition=number) for number in range(plan.repetitions)}
+    clients = [name for name in names[0] if CONTENDERS[name].connect is not None and not CONTENDERS[name].own_venv]
     yield from in_lanes(
-        plan, [Task(FILE, name, number, partial(in_file, name)) for number in repetitions for name in names]
+        plan, [Task(FILE, name, number, partial(in_file, name)) for number in names for name in names[number]]
     )
-    for repetition in repetitions:
+    for repetition in names:
         for name in clients:
             yield from observed(AMONG_LOOPS, name, repetition, partial(in_loops, name))
 

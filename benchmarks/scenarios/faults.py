@@ -98,7 +98,7 @@ def _tasks(plan: Plan) -> Iterator[Task]:
             settings = MockSettings(
                 limits=BUSY, latency=LATENCY, latency_jitter=0.0, faults=faults, seed=plan.seed + repetition
             )
-            for name in entrants(plan, minute=BUSY.minute):
+            for name in entrants(plan, minute=BUSY.minute, repetition=repetition):
                 yield Task(case, name, repetition, partial(_values, name, requests, settings))
 
 

@@ -68,10 +68,13 @@ def measure(plan: Plan) -> Iterator[Observation]:
     def send(name: str, lane: Lane) -> dict[str, float]:
         return values(trial(name, requests, settings, patience=patience(least), lane=lane), least)
 
-    names = list(entrants(plan, minute=LIMITS.minute))
-    repetitions = range(plan.repetitions)
     return in_lanes(
-        plan, [Task("3 RPM", name, number, partial(send, name)) for number in repetitions for name in names]
+        plan,
+        [
+            Task("3 RPM", name, number, partial(send, name))
+            for number in range(plan.repetitions)
+            for name in entrants(plan, minute=LIMITS.minute, repetition=number)
+        ],
     )
 
 

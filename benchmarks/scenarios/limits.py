@@ -1,12 +1,15 @@
 """What happens when the client is told wrong limits, or is not alone on its account."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
-from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
+from typing import NamedTuple
 
 import httpx
 
@@ -72,7 +75,7 @@ each with its own gateway.""",
         Figure("ratio", "Makespan, times the ideal of what is really there", 3, ideal=1.0),
         Figure("refused", "Attempts that the gateway refused", 0),
         Figure(LOST, "Prompts lost", 0),
-        Figure("foreign_refused", "Of the other client's requests, the share refused", 2),
+        Figure("foreign_refused", "Of the other client's requests meanwhile, the share refused", 2),
     ),
     remarks=(
         Remark(
@@ -98,8 +101,9 @@ each with its own gateway.""",
         Remark(
             "ratio",
             "told half*",
-            "kimi_async keeps the limits that it is told: lower ones are how a user leaves room for somebody else. "
-            "A client that does not keep limits gains where they are too low.",
+            "kimi_async keeps the limits that it is told in every minute: lower ones are how a user leaves room for "
+            "somebody else. Who keeps no limit gains where it is too low, and so does whoever keeps a bucket that "
+            "starts full: it lets twice of what it is told into the first minute, and this file has one and a bit.",
         ),
     ),
 )
@@ -132,58 +136,69 @@ def _tasks(plan: Plan) -> Iterator[Task]:
     for repetition in range(plan.repetitions):
         for case in CASES:
             requests = case.file(plan.seed)
-            for name in entrants(plan, minute=LIMITS.minute):
+            for name in entrants(plan, minute=LIMITS.minute, repetition=repetition):
                 yield Task(case.name, name, repetition, partial(_values, case, name, requests))
 
 
 def _values(case: Case, name: str, requests: list[Request], lane: Lane) -> dict[str, float]:
     least = case.ideal(requests)
     settings = MockSettings(limits=LIMITS, latency=LATENCY, latency_jitter=0.0)
-    sent, refused = (get_context("spawn").Value("i", 0) for _ in range(2))
+    foreign: list[Sent] = []
     with gateway(settings) as base_url:
-        other = _other_client(base_url, case.foreign, sent, refused) if case.foreign else nullcontext()
+        other = _other_client(base_url, case.foreign, foreign) if case.foreign else nullcontext()
         found = at(
             base_url, name, requests, settings, patience=patience(least), told=case.told, beside=other, lane=lane
         )
-    return values(found, least, sent.value, refused.value)
+    return values(found, least, foreign)
 
 
-def values(found: Trial, least: float, foreign: int, foreign_refused: int) -> dict[str, float]:
+class Sent(NamedTuple):
+    """A request of the other client: when it was sent, on the gateway's clock, and whether it was refused."""
+
+    at: float
+    refused: bool
+
+
+def values(found: Trial, least: float, foreign: Sequence[Sent]) -> dict[str, float]:
     """The figures of one trial.
 
     Args:
         found: on the contender's side, and on the gateway's.
         least: seconds of the ideal.
-        foreign: requests that the other client sent.
-        foreign_refused: those of them that the gateway refused.
+        foreign: what the other client sent, before, beside and after it.
     """
+    foreign_refused = sum(one.refused for one in foreign if one.at < found.looked)
     figures: dict[str, float] = {"refused": max(found.refused - foreign_refused, 0), LOST: found.lost}
-    if foreign:
-        figures["foreign_refused"] = foreign_refused / foreign
+    if beside := [one.refused for one in foreign if 0 <= one.at - found.begin <= found.seconds]:
+        figures["foreign_refused"] = sum(beside) / len(beside)
     return figures if found.lost else {"ratio": found.seconds / least} | figures
 
 
 @contextmanager
-def _other_client(base_url: str, rpm: int, sent: "Synchronized[int]", refused: "Synchronized[int]") -> Iterator[None]:
+def _other_client(base_url: str, rpm: int, sent: list[Sent]) -> Iterator[None]:
     """A process that sends ``rpm`` requests a minute, evenly, from a minute before the block to its end."""
-    process = get_context("spawn").Process(target=_spend, args=(base_url, LIMITS.minute / rpm, sent, refused))
+    context = get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    stop = context.Event()
+    process = context.Process(target=_spend, args=(base_url, LIMITS.minute / rpm, stop, sender))
     with pinned(halves()[1]):
         process.start()
+    sender.close()
     try:
         process.join(LIMITS.minute)
         yield
     finally:
-        process.terminate()
+        stop.set()
+        with suppress(EOFError):  # it failed, and said so on standard error
+            sent += receiver.recv()
         process.join()
 
 
-def _spend(base_url: str, interval: float, sent: "Synchronized[int]", refused: "Synchronized[int]") -> None:
-    asyncio.run(_send_evenly(base_url, interval, sent, refused))
+def _spend(base_url: str, interval: float, stop: Event, sender: "Connection[list[Sent], object]") -> None:
+    sender.send(asyncio.run(_send_evenly(base_url, interval, stop)))
 
 
-async def _send_evenly(
-    base_url: str, interval: float, sent: "Synchronized[int]", refused: "Synchronized[int]"
-) -> None:
+async def _send_evenly(base_url: str, interval: float, stop: Event) -> list[Sent]:
     body = {
         "model": MODEL,
         "messages": FOREIGN.messages,
@@ -191,16 +206,18 @@ async def _send_evenly(
         "temperature": TEMPERATURE,
     }
     headers = {"Authorization": f"Bearer {API_KEY}"}
+    sent: list[Sent] = []
     async with (
         httpx.AsyncClient(base_url=base_url, headers=headers, trust_env=False) as client,
         asyncio.TaskGroup() as tg,
     ):
 
         async def send() -> None:
+            at = time.monotonic()
             response = await client.post("/chat/completions", json=body)
-            sent.value += 1
-            refused.value += response.status_code == 429
+            sent.append(Sent(at, refused=response.status_code == 429))
 
-        while True:
+        while not stop.is_set():
             tg.create_task(send())
             await asyncio.sleep(interval)
+    return sent

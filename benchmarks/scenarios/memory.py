@@ -1,7 +1,6 @@
 """The peak memory of a process that has so many prompts answered."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.contenders.contract import API_KEY, MODEL
 from benchmarks.crowd import halves, pinned
-from benchmarks.processes import gateway
+from benchmarks.processes import environment, gateway
 from benchmarks.resident import IN_FLIGHT, MAX_TOKENS, UNLIMITED, WARM_UP, prompt
 from benchmarks.results import LOST, OURS, Figure, Observation, Plan, Remark, Scenario
 from benchmarks.trial import observed
@@ -121,10 +120,9 @@ def _resident(folder: Path, *arguments: str) -> dict[str, float]:
         RuntimeError: it failed; what it printed is on standard error.
     """
     result = folder / "result.json"
-    environment = {**os.environ, "MOONSHOT_API_KEY": API_KEY, "PYTHONPATH": str(Path(__file__).parents[2])}
     with pinned(halves()[0]):
         command = [sys.executable, "-m", "benchmarks.resident", str(result), *arguments]
-        done = subprocess.run(command, env=environment, check=False)
+        done = subprocess.run(command, env={**environment(), "MOONSHOT_API_KEY": API_KEY}, check=False)
     if done.returncode:
         raise RuntimeError(f"benchmarks.resident {' '.join(arguments)} ended with status {done.returncode}")
     found: dict[str, float] = json.loads(result.read_text(encoding="ascii"))

@@ -85,7 +85,7 @@ ALL = (
 
 ONE_CONNECTION = (
     "What is written by hand counts no tokens, keeps no limits and checks no answer, and few connections are little "
-    "to look after. Most of the rest is asyncio, h11 and the socket, the same for both. Counting only where TPM is "
+    "to look after. Most of the rest is asyncio and the socket, the same for both. Counting only where TPM is "
     "near would change it."
 )
 BY_HAND = (

@@ -1,15 +1,13 @@
 """How long a fresh process takes until it has imported a client, and until it has its first answer."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 from benchmarks.contenders.contract import API_KEY, MODEL
 from benchmarks.crowd import halves, pinned
-from benchmarks.processes import gateway
+from benchmarks.processes import environment, gateway
 from benchmarks.results import Figure, Observation, Plan, Remark, Scenario
 from benchmarks.trial import observed
 from kimi_async.mock import MockSettings
@@ -117,11 +115,10 @@ def _values(name: str, base_url: str, count: int) -> dict[str, float]:
 
 def _run(program: str, base_url: str) -> list[float]:
     clients, _ = halves()
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with pinned(clients):
         done = subprocess.run(
             [sys.executable, "-c", _BEGIN + program + _END, base_url, API_KEY],
-            env=environment,
+            env=environment(),
             capture_output=True,
             encoding="utf-8",
             check=False,

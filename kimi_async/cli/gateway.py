@@ -9,7 +9,8 @@ from typing import Annotated
 import httpx
 from cyclopts import Parameter
 
-from kimi_async.client import BASE_URL, AsyncKimi
+from kimi_async.client import AsyncKimi, base_url_of
+from kimi_async.connections import ConnectionStack
 from kimi_async.errors import LedgerUnavailable
 from kimi_async.events import EventHook
 from kimi_async.ledger import Ledger, WhenAway, account_of_key, open_ledger
@@ -61,6 +62,7 @@ class GatewayOptions:
                     limits=limits,
                     ledger=books,
                     pace=self.pace,
+                    transport=ConnectionStack(proxy="") if self.mock else None,  # no proxy leads to this machine
                     on_event=on_event,
                 )
                 async with kimi:
@@ -78,8 +80,7 @@ class GatewayOptions:
 
 def default_ledger(base_url: str | None) -> str:
     """The user's own ledger; the memory of this process for a gateway on this machine, which is somebody's mock."""
-    url = base_url or os.environ.get("MOONSHOT_BASE_URL") or os.environ.get("KIMI_BASE_URL") or BASE_URL
-    return "memory:" if httpx.URL(url).host in {"127.0.0.1", "localhost", "::1"} else "sqlite:"
+    return "memory:" if httpx.URL(base_url_of(base_url)).host in {"127.0.0.1", "localhost", "::1"} else "sqlite:"
 
 
 def account_of() -> str:

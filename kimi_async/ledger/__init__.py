@@ -66,11 +66,11 @@ class Ledger(Protocol):
     def cancel(self, charge: Charge) -> None:
         """Give everything back; only before the request was sent."""
 
-    def refuse(self, charge: Charge, refusal: Refusal, learned: Callable[[Lesson], None]) -> None:
-        """End a refused reservation and learn from the refusal; ``learned`` is told what."""
+    def refuse(self, charge: Charge, refusal: Refusal, learned: Callable[[Lesson], None], *, pause: bool) -> None:
+        """End a refused reservation and learn from the refusal; ``learned`` is told what.
 
-    def pause(self, refusal: Refusal) -> float:
-        """Close a budget for a while; returns for how long."""
+        One that the books do not explain closes its budget for a while if it is to ``pause``.
+        """
 
     def forecast(self, costs: Iterable[Cost]) -> Callable[[Cost], Denial]:
         """A function that says how long each further cost, in line behind ``costs``, would wait."""
@@ -127,7 +127,8 @@ async def open_ledger(
 
 def account_of_key(api_key: str) -> str:
     """A name for the account of a key that nobody has named: a digest, from which the key cannot be told."""
-    return f"key-{blake2b(api_key.strip().encode(), digest_size=8, person=b'kimi_async').hexdigest()}"
+    content = api_key.strip().encode(errors="backslashreplace")  # bytes that are no UTF-8 are the client's to refuse
+    return f"key-{blake2b(content, digest_size=8, person=b'kimi_async').hexdigest()}"
 
 
 async def _opened(ledger: "SharedLedger") -> Ledger:

@@ -8,7 +8,7 @@ from kimi_async.budgets import Room
 from .replica import Entry, Operation
 from .snapshot import State
 
-TIGHTENING: frozenset[Operation] = frozenset({"join", "recall", "limits", "reserve", "refuse", "pause"})
+TIGHTENING: frozenset[Operation] = frozenset({"join", "recall", "limits", "reserve", "refuse"})
 """Operations that may leave less room than before, and those that whoever sets the limits must know of. All others
 leave as much or more: a request that fitted before one of them fits after it."""
 

@@ -84,15 +84,11 @@ class MemoryLedger:
         self._books.cancel(charge)
         self._notify(slot_only=False)
 
-    def refuse(self, charge: Charge, refusal: Refusal, learned: Callable[[Lesson], None]) -> None:
+    def refuse(self, charge: Charge, refusal: Refusal, learned: Callable[[Lesson], None], *, pause: bool) -> None:
         """End a refused reservation and learn from the refusal; ``learned`` is told what."""
-        lesson = self._books.refuse(self._time(), charge, refusal)
+        lesson = self._books.refuse(self._time(), charge, refusal, pause=pause)
         self._notify(slot_only=False)
         learned(lesson)
-
-    def pause(self, refusal: Refusal) -> float:
-        """Close a budget for a while; returns for how long."""
-        return self._books.pause(self._time(), refusal)
 
     def forecast(self, costs: Iterable[Cost]) -> Callable[[Cost], Denial]:
         """A function that says how long each further cost, in line behind ``costs``, would wait."""

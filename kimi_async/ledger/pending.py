@@ -1,24 +1,47 @@
 """What a process has yet to enter in its account's journal, and what it asks of it, in order."""
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kimi_async.budgets import Charge, Denial, Lesson
 from kimi_async.limits import Cost
 
+from .journal import Line
 from .replica import Operation
+
+NEWS = 1.0
+"""Seconds for which what a refusal says of others' usage is news."""
 
 
 @dataclass(slots=True)
 class Told:
-    """An operation to be entered; ``learned`` is told what a refusal taught."""
+    """An operation to be entered, and who is told then what a refusal taught.
+
+    A journal may be away for long. A refusal that was ``at`` an earlier time says nothing of the window as it is now.
+    """
 
     operation: Operation
     detail: dict[str, object] = field(default_factory=dict)
     charge: Charge | None = None
     learned: Callable[[Lesson], None] | None = None
+    at: float = -math.inf
+
+    def line(self, number: int | None, now: float) -> Line:
+        """What is entered, of the charge that has this number."""
+        charge = {} if number is None else {"charge": number}
+        old = {"current": None, "pause": False} if self.operation == "refuse" and self._is_old(now) else {}
+        return self.operation, self.detail | charge | old
+
+    def lesson(self, lesson: Lesson | None, now: float) -> Lesson:
+        """What to make of a refusal's lesson now; None is that of one who was taken for dead meanwhile."""
+        taught = lesson or Lesson(explained=True)
+        return replace(taught, explained=True) if self._is_old(now) else taught
+
+    def _is_old(self, now: float) -> bool:
+        return now - self.at > NEWS
 
 
 @dataclass(slots=True)

@@ -52,7 +52,6 @@ Operation = Literal[
     "end",
     "cancel",
     "refuse",
-    "pause",
 ]
 
 
@@ -110,8 +109,8 @@ class Replica:
     sent      ``charge``                              it was written
     end       ``charge``, ``answered``                its slot is free
     cancel    ``charge``                              it was never sent
-    refuse    ``charge``, the fields of `Refusal`     the gateway refused it
-    pause     the fields of `Refusal`                 a budget is closed for a while
+    refuse    ``charge``, the fields of `Refusal`,    the gateway refused it; closes a budget if it is new and to
+              ``pause``
     ========= ======================================= ===============================================================
     """
 
@@ -142,8 +141,6 @@ class Replica:
             process = self.processes[entry.process] = Process(str(entry.detail["address"]), entry.at, entry.at)
         elif entry.operation == "limits":
             self._configure(RateLimits(**entry.detail))  # type: ignore[arg-type]
-        elif entry.operation == "pause":
-            self.books.pause(entry.at, _refusal(entry.detail))
         if process is None:
             return None  # it was taken for dead, and its reservations have ended
         process.seen = entry.at
@@ -189,7 +186,7 @@ class Replica:
         elif entry.operation == "refuse":
             refusal = _refusal(entry.detail)
             self.organization = refusal.organization or self.organization
-            return self.books.refuse(entry.at, charge, refusal)
+            return self.books.refuse(entry.at, charge, refusal, pause=bool(entry.detail.get("pause")))
         else:
             self._end(charge, entry.at, answered=bool(entry.detail["answered"]))
         return None

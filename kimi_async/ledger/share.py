@@ -73,10 +73,12 @@ class Share:
         self.admitted.append(charge)
         return charge
 
-    def sent(self, now: float, charge: Charge) -> None:
-        """The request has been written."""
-        if twin := self._twins.get(charge):
+    def sent(self, now: float, charge: Charge) -> bool:
+        """The request has been written; whether it was one of this share."""
+        twin = self._twins.get(charge)
+        if twin is not None:
             self._books.sent(now, twin)
+        return twin is not None
 
     def end(self, now: float, charge: Charge, *, answered: bool) -> bool:
         """Its slot is free; whether it was one of this share."""
@@ -95,14 +97,10 @@ class Share:
             self._books.cancel(twin)
         return twin is not None
 
-    def refuse(self, now: float, charge: Charge, refusal: Refusal) -> Lesson | None:
+    def refuse(self, now: float, charge: Charge, refusal: Refusal, *, pause: bool) -> Lesson | None:
         """The gateway refused it; None if it was none of this share."""
         twin = self._twins.pop(charge, None)
-        return None if twin is None else self._books.refuse(now, twin, refusal)
-
-    def pause(self, now: float, refusal: Refusal) -> None:
-        """A budget is closed for a while."""
-        self._books.pause(now, refusal)
+        return None if twin is None else self._books.refuse(now, twin, refusal, pause=pause)
 
 
 def _is_known(replica: Replica, name: str, now: float) -> bool:

@@ -107,12 +107,14 @@ class SharedLedger:
         if charge.state != "pending":
             raise RuntimeError(f"this reservation is {charge.state} already; a request is sent once")
         charge.state = "sent"
-        self._share.sent(self._journal.now(), charge)
+        if self._share.sent(self._journal.now(), charge):
+            self._notify()
         self._tell(Told("sent", charge=charge))
 
     def end(self, charge: Charge, *, answered: bool) -> None:
         """Give the slot back; ``answered`` if the gateway let the request in."""
         self._close(charge)
+        charge.answered = answered
         if self._share.end(self._journal.now(), charge, answered=answered):
             self._notify()
         self._tell(Told("end", {"answered": answered}, charge))
@@ -126,20 +128,17 @@ class SharedLedger:
             self._notify()
         self._tell(Told("cancel", {}, charge))
 
-    def refuse(self, charge: Charge, refusal: Refusal, learned: Callable[[Lesson], None]) -> None:
+    def refuse(self, charge: Charge, refusal: Refusal, learned: Callable[[Lesson], None], *, pause: bool) -> None:
         """End a refused reservation and learn from the refusal; ``learned`` is told what, when it was entered."""
         self._close(charge)
-        lesson = self._share.refuse(self._journal.now(), charge, refusal)
-        self._tell(Told("refuse", asdict(refusal), charge, learned if lesson is None else None))
-        if lesson is not None:
+        now, detail = self._journal.now(), asdict(refusal) | {"pause": pause}
+        lesson = self._share.refuse(now, charge, refusal, pause=pause)
+        if lesson is None:
+            self._tell(Told("refuse", detail, charge, learned, now))
+        else:
+            self._tell(Told("refuse", detail, charge))
             self._notify()
             learned(lesson)
-
-    def pause(self, refusal: Refusal) -> float:
-        """Close a budget for a while; returns for how long."""
-        self._share.pause(self._journal.now(), refusal)
-        self._tell(Told("pause", asdict(refusal)))
-        return self._session.replica.books.pause_length(refusal)
 
     def _close(self, charge: Charge) -> None:
         if charge.state == "ended":
@@ -164,8 +163,11 @@ class SharedLedger:
         return self._session.replica.usage(self._journal.now())
 
     def _books(self) -> tuple[Budgets, float]:
+        """Those that are, under the limits that will hold when this process has entered its own."""
         now = self._journal.now()
-        return self._session.replica.books_at(now), now
+        books = self._session.replica.books_at(now)
+        books.limits = self.limits
+        return books, now
 
     def view(self) -> AccountView:
         """Everything about the account, as far as this process has read."""
@@ -303,7 +305,7 @@ class SharedLedger:
             if one.charge is not None and one.operation != "sent":
                 del self._numbers[one.charge]
             if one.learned is not None:
-                self._soon(one.learned, lessons.get(entry.id) or Lesson(explained=True))
+                self._soon(one.learned, one.lesson(lessons.get(entry.id), entry.at))
         if any(one.operation == "refuse" for one in told):
             await self._tell_namesakes()
         if any(one.operation == "alive" for one in told):
@@ -314,8 +316,7 @@ class SharedLedger:
         asyncio.get_running_loop().call_soon(hook, what)
 
     def _line_of(self, one: Told) -> Line:
-        number = {} if one.charge is None else {"charge": self._numbers[one.charge]}
-        return one.operation, one.detail | number
+        return one.line(None if one.charge is None else self._numbers[one.charge], self._journal.now())
 
     async def _tell_namesakes(self) -> None:
         """Kimi has named the organization: see, once, whether other accounts of the ledger have the same."""
