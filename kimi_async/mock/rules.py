@@ -48,7 +48,7 @@ def thinks(model: Model, body: Mapping[str, Any]) -> bool:
     if asked is None:
         return True
     kind = asked.get("type") if isinstance(asked, dict) else None
-    if kind not in {"enabled", "disabled"}:
+    if kind not in ("enabled", "disabled"):
         raise InvalidRequest("Invalid request: thinking.type must be enabled or disabled")
     if kind == "disabled" and model.thinking == "always":
         raise InvalidRequest("invalid thinking: only type=enabled is allowed for this model")
@@ -165,7 +165,7 @@ def _check_response_format(body: Mapping[str, Any]) -> None:
     if asked is None:
         return
     kind = asked.get("type") if isinstance(asked, dict) else None
-    if kind not in {"text", "json_object", "json_schema"}:
+    if kind not in ("text", "json_object", "json_schema"):
         raise InvalidRequest("Invalid request: response_format.type must be text, json_object or json_schema")
     if kind == "json_object" and body["messages"][-1].get("partial"):
         raise InvalidRequest("Invalid request: partial mode is incompatible with response_format json_object")
