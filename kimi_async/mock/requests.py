@@ -8,14 +8,14 @@ from pydantic_core import from_json
 
 from kimi_async import models
 from kimi_async.limits import Cost
+from kimi_async.parameters import MAX_CHOICES, ROLES
 
 from .replies import PROSE, Script, script
-from .rules import InvalidRequest, check, not_found, thinks
+from .rules import InvalidRequest, check, media_urls, not_found, thinks
 
 CountPrompt = Callable[[list[dict[str, Any]], list[dict[str, Any]] | None, str], int]
 """Tokens of messages and tools as that model counts them, its chat template included."""
 
-_MOST_CHOICES = 5
 _UPLOADED = "ms://"
 
 
@@ -64,8 +64,9 @@ def parse_prompt(body: bytes) -> dict[str, Any]:
     if not isinstance(messages, list) or not messages:
         raise InvalidRequest("Invalid request: messages must be a list with at least one message")
     for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise InvalidRequest("Invalid request: every message must be an object with a role")
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            roles = f"{', '.join(ROLES[:-1])} or {ROLES[-1]}"
+            raise InvalidRequest(f"Invalid request: every message must be an object with role {roles}")
     return parsed
 
 
@@ -82,7 +83,7 @@ def parse_chat(body: bytes, count_prompt: CountPrompt, *, serve_retired: bool) -
         raise not_found(f"Not found the model {name} or Permission denied")
     thinking = thinks(model, parsed)
     check(model, parsed, thinking=thinking)
-    n = _whole(parsed, "n", most=_MOST_CHOICES) or 1
+    n = _whole(parsed, "n", most=MAX_CHOICES) or 1
     prompt_tokens = count_prompt(parsed["messages"], parsed.get("tools"), name)
     if prompt_tokens >= model.context:
         raise InvalidRequest("Input token length too long")
@@ -109,13 +110,9 @@ def parse_chat(body: bytes, count_prompt: CountPrompt, *, serve_retired: bool) -
 
 def _file_ids(messages: list[dict[str, Any]]) -> Iterator[str]:
     for message in messages:
-        content = message.get("content")
-        for part in content if isinstance(content, list) else ():
-            for kind in ("image_url", "video_url"):
-                value = part.get(kind) if isinstance(part, dict) else None
-                url = value.get("url") if isinstance(value, dict) else value
-                if isinstance(url, str) and url.startswith(_UPLOADED):
-                    yield url.removeprefix(_UPLOADED)
+        for url in media_urls(message):
+            if url.startswith(_UPLOADED):
+                yield url.removeprefix(_UPLOADED)
 
 
 def _whole(parsed: dict[str, Any], name: str, most: int | None = None) -> int | None:
