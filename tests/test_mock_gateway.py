@@ -10,9 +10,11 @@ from contextlib import suppress
 import httpx
 import pytest
 
+from kimi_async.errors import RequestTooLarge
 from kimi_async.limits import RateLimits
 from kimi_async.mock import Faults, Gateway, MockSettings, running, spawn
 from kimi_async.mock.replies import prose, thoughts
+from kimi_async.models import find
 from kimi_async.tokens import TokenCounter
 
 from .mocked import KEY, body, chat, client, count_characters, instant
@@ -151,6 +153,35 @@ async def test_the_whole_context_may_be_asked_for():
     async with client(instant()) as kimi:
         statuses = [(await chat(kimi, "x" * 100, max_tokens=asked)).status_code for asked in (8092, 8093)]
     assert statuses == [200, 400]
+
+
+@pytest.mark.parametrize("model", ["moonshot-v1-8k-vision-preview", "kimi-k3"])
+async def test_an_image_counts_against_tpm_and_not_against_the_context(model):
+    """Its size is a guess, as are K3's templates: mock and client take the same request, and refuse one token more."""
+    counter = TokenCounter()
+    await counter.load()
+    if not counter.exact:
+        pytest.skip("no vocabulary on this platform")
+    text = {"type": "text", "text": "What is it?"}
+    images = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}] * 2
+    asked = body(model=model, messages=[{"role": "user", "content": [text, *images]}])
+    room = find(model).context - counter.prompt_tokens([{"role": "user", "content": [text]}])
+
+    def count_prompt(messages, tools, name):
+        return counter.prompt_tokens(messages, tools, model=name)
+
+    transport = httpx.ASGITransport(Gateway(instant(), count_prompt, clock=lambda: 0.0))
+    async with httpx.AsyncClient(transport=transport, base_url="http://mock/v1", headers=KEY) as kimi:
+        taken, refused = [
+            await kimi.post("/chat/completions", json={**asked, "max_tokens": tokens}) for tokens in (room, room + 1)
+        ]
+        stats = (await kimi.get("/stats")).json()
+    cost = await counter.cost({**asked, "max_tokens": room})
+    with pytest.raises(RequestTooLarge):
+        await counter.cost({**asked, "max_tokens": room + 1})
+    assert (taken.status_code, refused.status_code) == (200, 400)
+    assert f"(requested: {find(model).context + 1})" in refused.json()["error"]["message"]
+    assert stats["charged_tokens"] == cost.tokens >= find(model).context + 2 * find(model).image_tokens
 
 
 async def test_retired_models_are_served_unless_told_otherwise():

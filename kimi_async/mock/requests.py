@@ -11,10 +11,14 @@ from kimi_async.limits import Cost
 from kimi_async.parameters import MAX_CHOICES, ROLES
 
 from .replies import PROSE, Script, script
-from .rules import InvalidRequest, check, media_urls, not_found, thinks
+from .rules import MEDIA, InvalidRequest, check, media_urls, not_found, thinks
 
 CountPrompt = Callable[[list[dict[str, Any]], list[dict[str, Any]] | None, str], int]
-"""Tokens of messages and tools as that model counts them, its chat template included."""
+"""Tokens of messages and tools as that model counts them, its chat template included.
+
+Images and videos may be estimated upwards, as may what a template has beyond K2's. Without images and videos, and
+for a model without a name, it is what the prompt has for certain.
+"""
 
 _UPLOADED = "ms://"
 
@@ -85,16 +89,12 @@ def parse_chat(body: bytes, count_prompt: CountPrompt, *, serve_retired: bool) -
     check(model, parsed, thinking=thinking)
     n = _whole(parsed, "n", most=MAX_CHOICES) or 1
     prompt_tokens = count_prompt(parsed["messages"], parsed.get("tools"), name)
-    if prompt_tokens >= model.context:
-        raise InvalidRequest("Input token length too long")
     max_tokens = _whole(parsed, "max_completion_tokens") or _whole(parsed, "max_tokens")
     if max_tokens is None:
         max_tokens = models.default_max_tokens(name, prompt_tokens)
     if prompt_tokens + max_tokens > model.context:
-        raise InvalidRequest(
-            f"Invalid request: Your request exceeded model token limit: {model.context} "
-            f"(requested: {prompt_tokens + max_tokens})"
-        )
+        certain = count_prompt([_without_media(message) for message in parsed["messages"]], parsed.get("tools"), "")
+        _check_context(model.context, certain, max_tokens)
     options = parsed.get("stream_options")
     return ChatRequest(
         name,
@@ -106,6 +106,27 @@ def parse_chat(body: bytes, count_prompt: CountPrompt, *, serve_retired: bool) -
         include_usage=bool(isinstance(options, dict) and options.get("include_usage")),
         file_ids=tuple(_file_ids(parsed["messages"])),
     )
+
+
+def _check_context(context: int, prompt_tokens: int, max_tokens: int) -> None:
+    if prompt_tokens >= context:
+        raise InvalidRequest("Input token length too long")
+    if prompt_tokens + max_tokens > context:
+        raise InvalidRequest(
+            f"Invalid request: Your request exceeded model token limit: {context} "
+            f"(requested: {prompt_tokens + max_tokens})"
+        )
+
+
+def _without_media(message: dict[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    parts = [
+        {name: value for name, value in part.items() if name not in MEDIA} if isinstance(part, dict) else part
+        for part in content
+    ]
+    return {**message, "content": parts}
 
 
 def _file_ids(messages: list[dict[str, Any]]) -> Iterator[str]:

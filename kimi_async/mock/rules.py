@@ -11,6 +11,7 @@ from kimi_async.models import Model
 from kimi_async.parameters import MAX_STOP_BYTES, MAX_STOPS
 
 WEB_SEARCH = "$web_search"
+MEDIA = ("image_url", "video_url")
 
 _EFFORTS = ("low", "high", "max")
 _MEDIA_SCHEMES = ("data:", "ms://")
@@ -186,7 +187,7 @@ def media_urls(message: Mapping[str, Any]) -> Iterator[str]:
     """Where the images and videos of a message are."""
     content = message.get("content")
     for part in content if isinstance(content, list) else ():
-        for kind in ("image_url", "video_url"):
+        for kind in MEDIA:
             value = part.get(kind) if isinstance(part, dict) else None
             url = value.get("url") if isinstance(value, dict) else value
             if isinstance(url, str):
