@@ -311,13 +311,13 @@ async def test_the_slot_is_free_before_the_answer_is_read():
 
 
 async def test_hanging_up_gives_the_slot_back():
-    """The answer would take a minute; the client leaves, and the slot is free long before."""
+    """The answer would take a minute; the client leaves, the slot is free long before, and no fault was met."""
 
     async def in_flight(kimi, expected):
         while (await kimi.get("/stats")).json()["in_flight"] != expected:
             pass
 
-    settings = MockSettings(latency=60, limits=RateLimits(concurrency=1))
+    settings = MockSettings(latency=60, limits=RateLimits(concurrency=1), faults=Faults(error_5xx=1))
     async with (
         running(settings, count_prompt=count_characters) as base_url,
         httpx.AsyncClient(base_url=base_url, headers=KEY) as kimi,
@@ -328,7 +328,7 @@ async def test_hanging_up_gives_the_slot_back():
         asking.cancel()
         await in_flight(kimi, 0)
         stats = (await kimi.get("/stats")).json()
-    assert (stats["hung_up"], stats["admitted"]) == (1, 1)
+    assert (stats["hung_up"], stats["admitted"], stats["faults"]) == (1, 1, {})
 
 
 async def test_network_jitter_delays_the_counting_only():
