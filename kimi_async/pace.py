@@ -86,7 +86,7 @@ class Trial:
         self._ahead = 0.0
         self._latest = -math.inf
         self._alone: Departed | None = None
-        self._previous: Departed | None = None
+        self._alone_is_latest = False
         self._first: deque[Departed] = deque(maxlen=TRIAL)
         self._last: Departed | None = None
         self._passed_at = math.inf
@@ -100,15 +100,17 @@ class Trial:
         ahead = self._ahead - gone
         self._ahead = ahead = ahead + 1 if ahead > 0 else 1.0
         self._latest = now
-        if gone >= ALONE or (self._previous is self._alone and _is_lost(self._previous)):
+        if gone >= ALONE or (self._alone_is_latest and _is_lost(self._alone)):
             self._alone = request
-        self._previous = request
+            self._alone_is_latest = True
+        elif self._alone_is_latest:
+            self._alone_is_latest = False
         if self._ends_at == math.inf:
             self._first.append(request)
             if ahead > TRIAL - 1:
                 self._ends_at = now + LONGEST * self._minute
                 self.running = True
-        if self._passed_at == math.inf:
+        if (self._last is not None or ahead >= self._enough) and self._passed_at == math.inf:
             self._see(now, request)
 
     def _see(self, now: float, request: Departed) -> None:
