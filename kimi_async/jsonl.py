@@ -7,8 +7,8 @@
 ``"..."``                                                              a JSON string: one prompt
 =====================================================================  ========================================
 
-Next to ``prompt`` or ``messages`` a line may carry ``custom_id`` and any field of a request. A line without a
-``custom_id`` is called ``line-N`` after its number.
+Next to ``prompt`` or ``messages`` a line may carry ``custom_id`` and any field of a request, but not the other one.
+A line without a ``custom_id`` is called ``line-N`` after its number.
 """
 
 import json
@@ -95,8 +95,10 @@ def read_lines(path: Path, defaults: Defaults) -> Iterator[BatchRequest | BadLin
                 yield parse_line(text, number, defaults)
 
 
-def survey(path: Path) -> set[str]:
-    """Read the whole file once, before anything is sent: the ``custom_id`` of each line, bad ones included.
+def survey(path: Path) -> dict[str, int]:
+    """Read the whole file once, before anything is sent: each ``custom_id`` and its line, bad ones included.
+
+    All of them are in memory until the caller clears them.
 
     Raises:
         ConfigurationError: two lines have one ``custom_id``; their answers could not be told apart.
@@ -110,7 +112,7 @@ def survey(path: Path) -> set[str]:
                 f"{path.name}: lines {first} and {number} both have custom_id {line.custom_id!r}; make them differ"
             )
         seen[line.custom_id] = number
-    return set(seen)
+    return seen
 
 
 def parse_line(text: bytes, number: int, defaults: Defaults) -> BatchRequest | BadLine:
@@ -154,6 +156,9 @@ def _custom_id(fields: Mapping[str, object], fallback: str) -> str:
 
 def _body(fields: dict[str, object]) -> dict[str, object]:
     """The request of a line, whose messages are sure to be a list."""
+    given = [name for name in ("body", "prompt", "messages") if fields.get(name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"both {given[0]} and {given[1]}: which one is the request?")
     if "body" in fields:
         body = fields["body"]
         if not isinstance(body, dict):

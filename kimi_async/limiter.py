@@ -271,8 +271,10 @@ class RateLimiter:
         refusing: the minute is full, and this request was one too many.
         """
         pace = refusal.budget == "rpm" and self._pace.may_be_why(charge)
-        if refusal.budget == "rpm" and refusal.limit and self._pace.passed:
-            refusal = replace(refusal, current=refusal.limit + 1)
+        if refusal.budget == "rpm":
+            self._pace.refused()
+            if refusal.limit and self._pace.passed:
+                refusal = replace(refusal, current=refusal.limit + 1)
         learned = partial(self._learned, refusal, self.limits, pace=pace)
         self.ledger.refuse(charge, refusal, learned, pause=not pace)
 
@@ -346,7 +348,7 @@ class RateLimiter:
 
     def _refuse_exhausted_day(self, denial: Denial, max_wait: float | None) -> None:
         patience = self.limits.minute * (1 + MAX_GUARD) if max_wait is None else max_wait
-        if denial.reason == "tpd" and denial.wait > patience:
+        if denial.reason == "tpd" and patience < denial.wait < math.inf:
             raise DailyBudgetExhausted(
                 f"the day's {self.limits.tpd:,} tokens are spent; this request fits in {_clock(denial.wait)}",
                 resets_in=denial.wait,

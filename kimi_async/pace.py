@@ -86,6 +86,7 @@ class Trial:
         self._ahead = 0.0
         self._latest = -math.inf
         self._alone: Departed | None = None
+        self._alone_is_latest = False
         self._first: deque[Departed] = deque(maxlen=TRIAL)
         self._last: Departed | None = None
         self._passed_at = math.inf
@@ -99,14 +100,17 @@ class Trial:
         ahead = self._ahead - gone
         self._ahead = ahead = ahead + 1 if ahead > 0 else 1.0
         self._latest = now
-        if gone >= ALONE:
+        if gone >= ALONE or (self._alone_is_latest and _is_lost(self._alone)):
             self._alone = request
+            self._alone_is_latest = True
+        elif self._alone_is_latest:
+            self._alone_is_latest = False
         if self._ends_at == math.inf:
             self._first.append(request)
             if ahead > TRIAL - 1:
                 self._ends_at = now + LONGEST * self._minute
                 self.running = True
-        if self._passed_at == math.inf:
+        if (self._last is not None or ahead >= self._enough) and self._passed_at == math.inf:
             self._see(now, request)
 
     def _see(self, now: float, request: Departed) -> None:
@@ -114,7 +118,7 @@ class Trial:
         last = self._last
         if last is not None and _is_written(last):
             self._passed_at = now + LOOKS * STEP * self._minute
-        elif (last is None or last.state == "ended") and self._ahead >= self._enough:
+        elif (last is None or _is_lost(last)) and self._ahead >= self._enough:
             self._last = request
 
     def holds(self, now: float) -> bool:
@@ -139,6 +143,11 @@ class Trial:
 
 def _is_written(request: Departed) -> bool:
     return request.state == "sent" or request.answered
+
+
+def _is_lost(request: Departed | None) -> bool:
+    """Refused, broken off or never sent: nothing that the gateway is known to have let in."""
+    return request is not None and request.state == "ended" and not request.answered
 
 
 class Pace:
@@ -223,20 +232,28 @@ class Pace:
             return
         self._trial = None
         self._slow_to(self._slowdowns + 1)
+        self._spend()  # the request that was refused has just left; the next one keeps its distance
         if self._has_relaxed:
             self._least = self._slowdowns
         self.look()
 
+    def refused(self) -> None:
+        """A request was refused for RPM, whatever the reason: this minute is no quiet one."""
+        self._slowed_at = _now()
+
     def _relax(self) -> None:
         """After a quiet minute space them out less, but once for all: it may have been others who used the account."""
-        if _now() - self._slowed_at >= self._minute:
-            self._slow_to(self._slowdowns - 1)
-            self._has_relaxed = True
+        if _now() - self._slowed_at < self._minute:
+            return
+        earned = self._left > 0 or (self._quanta is not None and self._quanta.has_capacity())
+        self._slow_to(self._slowdowns - 1)
+        self._has_relaxed = True
+        if not earned:
+            self._spend()
 
     def _slow_to(self, slowdowns: int) -> None:
         self._slowdowns, self._slowed_at = slowdowns, _now()
         self._set_interval(self._even * SLACK[slowdowns - 1])
-        self._spend()  # one has just left; the next one keeps its distance
 
     def _holds(self) -> bool:
         return self._trial is not None and self._trial.holds(_now())

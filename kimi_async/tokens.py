@@ -156,7 +156,7 @@ class TokenCounter:
         prompt = _Prompt.of(body.get("messages"), body.get("tools"), body.get("response_format"))
         counted = prompt.template_tokens + await self._sum(prompt.texts)
         prompt_tokens = counted + prompt.allowance(model) + self._learned.get(model, 0)
-        max_tokens = asked or default_max_tokens(model, prompt_tokens)
+        max_tokens = asked or default_max_tokens(model, counted)  # it is sent: an estimate must not shorten answers
         if self.exact:
             _check_context(model, counted, max_tokens)
         return Cost(prompt_tokens, max_tokens, n)
@@ -295,7 +295,8 @@ class _Prompt:
             if isinstance(call, Mapping) and isinstance(function := call.get("function"), Mapping):
                 self._add_text(call.get("id"))
                 self._add_text(function.get("name"))
-                self._add_text(function.get("arguments"))
+                arguments = function.get("arguments")
+                self._add_text(arguments if isinstance(arguments, str) or not arguments else _compact(arguments))
 
     def _add_tools(self, tools: object) -> None:
         if tools:

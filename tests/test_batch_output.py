@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import os
 
 import pytest
 
@@ -98,11 +99,14 @@ def test_failed_lines_make_room_for_their_second_try(path):
     assert names(path) == ["a", "b"]
 
 
-@pytest.mark.parametrize("cut", [1, 20, 60])
-def test_a_torn_last_line_is_cut_off(path, cut):
-    """As a kill in the middle of a write leaves it."""
+@pytest.mark.parametrize("zeros", [0, 100])
+@pytest.mark.parametrize("cut", [1, 20, 60, -1, -12, -30])
+def test_a_torn_last_line_is_cut_off(path, cut, zeros):
+    """As a kill in the middle of a write leaves it, or the end of the whole machine."""
     write(path, answered("a"), answered("b"))
-    path.write_bytes(path.read_bytes()[:-cut])
+    content = path.read_bytes()
+    second = content.index(b"\n") + 1
+    path.write_bytes(content[: second - cut if cut < 0 else -cut] + bytes(zeros))
     with OutputFile(path) as output:
         torn = output.answered
     write(path, *(answered(name) for name in ("a", "b") if name not in torn))
@@ -127,7 +131,19 @@ def test_a_name_that_was_answered_twice_stays_once(path):
 
 @pytest.mark.parametrize(
     "content",
-    ["hello\n", '{"custom_id": [], "error": null}\n', '{"some": "json"}\n', "[1]\n", '{"custom_id": "a"}\n"x"'],
+    [
+        "hello\n",
+        '{"custom_id": [], "error": null}\n',
+        '{"some": "json"}\n',
+        "[1]\n",
+        '{"custom_id": "a"}\n"x"',
+        "my notes",
+        "\0" * 9,
+        '{"model": "kimi-k2.6"}',
+        '{"prompt": "tor',
+        '{"id":"batch_req_not_ours"}',
+        "[" * 100_000,
+    ],
 )
 def test_a_file_of_something_else_is_refused_untouched(path, content):
     """With its line number."""
@@ -149,7 +165,7 @@ def test_what_cannot_be_written_whole_is_not_written_at_all(path, monkeypatch):
         output.write(answered("a"))
         whole = output._file
         monkeypatch.setattr(output, "_file", HalfFull(whole))
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match=r"No space left.*out\.jsonl"):
             output.write(answered("b"))
         monkeypatch.setattr(output, "_file", whole)
         output.write(answered("c"))
@@ -160,7 +176,7 @@ class HalfFull:
     """Takes ten bytes, and then no more."""
 
     def __init__(self, file):
-        self.fileno, self._file, self._full = file.fileno, file, False
+        self.fileno, self.close, self._file, self._full = file.fileno, file.close, file, False
 
     def write(self, data):
         if self._full:
@@ -193,6 +209,16 @@ def test_a_link_stays_one_when_its_file_is_repaired(path, tmp_path):
     write(link, failed("a"))
     write(link, answered("a"))
     assert link.is_symlink()
+    assert names(path) == ["a"]
+
+
+def test_what_is_repaired_is_on_the_disk_before_it_takes_the_files_place(path, monkeypatch):
+    """Or a crash of the machine could leave neither."""
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.pread(descriptor, 10_000, 0)))
+    write(path, answered("a"), failed("b"))
+    write(path)
+    assert synced == [path.read_bytes()]
     assert names(path) == ["a"]
 
 

@@ -42,7 +42,8 @@ async def run(tmp_path, transport, prompts, *, stop=False):
     kimi.counter.load_now()
     with OutputFile(path) as output:
         async with kimi:
-            work = BatchRun(kimi, source, output, defaults=Defaults(model="kimi-k2.6", max_tokens=10))
+            defaults = Defaults(model="kimi-k2.6", max_tokens=10)
+            work = BatchRun(kimi, source, output, defaults=defaults, currency="CNY")
             if stop:
                 asyncio.get_running_loop().call_soon(work.stop)
             await work.run()
@@ -50,13 +51,12 @@ async def run(tmp_path, transport, prompts, *, stop=False):
 
 
 async def test_each_line_gets_its_answer_and_the_tally_its_numbers(tmp_path):
-    """Tokens as billed, and money in the currency of the site: a million prompt tokens of kimi-k2.6 cost 6.5 yuan."""
+    """Tokens as billed, and money in the currency given: a million prompt tokens of kimi-k2.6 cost 6.5 yuan."""
     work, lines = await run(tmp_path, gateway([]), ["a", "b", b"{bad"])
     assert lines.keys() == {"line-1", "line-2", "line-3"}
     tally = work.tally
     assert (tally.answered, tally.failed, tally.failures) == (2, 1, {"invalid line": 1})
     assert (tally.prompt_tokens, tally.completion_tokens, tally.cached_tokens) == (2000, 1000, 400)
-    assert work.currency == "CNY"
     assert tally.money == pytest.approx(2 * (200 * 1.1 + 800 * 6.5 + 500 * 27) / 1e6)
 
 

@@ -530,7 +530,8 @@ async def test_what_was_saved_can_be_loaded(tmp_path):
     path = tmp_path / "saved.json"
     await converse(kimi, "a", ENTER, f"/save {path}", ENTER, style=style)
     (tmp_path / "other.json").write_text("{}")
-    lines = [f"/load {path}", f"/load {tmp_path / 'other.json'}", "/load", "/save", "/load /nowhere", "b"]
+    lines = [f"/load {path}", f"/load {tmp_path / 'other.json'}", "/load", "/save", "/load /nowhere"]
+    lines += ["/load ~nosuchuser/x", "/save ~nosuchuser/x", "b"]
     chat = await converse(kimi, *(key for line in lines for key in (line, ENTER)), style=style)
     assert [message["content"] for message in inner.payloads[-1]["messages"]] == ["a", "yes", "b"]
     assert inner.payloads[-1]["max_tokens"] == 77
@@ -538,6 +539,7 @@ async def test_what_was_saved_can_be_loaded(tmp_path):
     assert "is no saved conversation" in drawn
     assert drawn.count("needs the name of a file") == 2
     assert "No such file" in drawn
+    assert drawn.count("~nosuchuser/x: there is no such user") == 2
 
 
 async def test_usage_shows_budgets_tokens_and_money():
@@ -625,6 +627,18 @@ def test_a_pipe_that_is_closed_ends_quietly():
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(20) == 141
+
+
+@pytest.mark.real_time
+def test_a_terminal_that_controls_another_process_can_be_written_to():
+    """As ``setsid`` leaves it: its keyboard's echo is not ours to turn off."""
+    terminal, ours = pty.openpty()
+    with subprocess.Popen([*COMMAND, "hi"], stdin=ours, stdout=ours, stderr=ours, start_new_session=True) as process:
+        os.close(ours)
+        said = read_until(terminal, None)
+        os.close(terminal)
+    assert (process.returncode, "Traceback" in said) == (0, False)
+    assert "月" in said
 
 
 @pytest.mark.real_time

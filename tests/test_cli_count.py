@@ -114,6 +114,7 @@ def test_the_time_is_what_the_limits_allow_at_least(count, arguments, time):
     [
         ("", [], "¥0.0028"),
         ("https://api.moonshot.ai/v1", [], "$0.0004"),
+        ("https://gw.cncorp.com/v1", [], "$0.0004"),
         ("https://api.moonshot.ai/v1", ["--currency", "CNY"], "¥0.0028"),
         ("", ["--currency", "USD"], "$0.0004"),
     ],

@@ -54,6 +54,8 @@ def parse(value, defaults=NONE):
             {"model": "m", "messages": HELLO},
         ),
         ({"body": {"messages": HELLO}}, "line-7", {"messages": HELLO}),
+        ({"prompt": None, "messages": HELLO}, "line-7", {"messages": HELLO}),
+        ({"prompt": "你好", "messages": None}, "line-7", {"messages": HELLO}),
     ],
 )
 def test_four_forms(value, custom_id, body):
@@ -73,6 +75,9 @@ def test_four_forms(value, custom_id, body):
         ({}, "neither a prompt nor messages"),
         ({"messages": []}, "neither a prompt nor messages"),
         ({"messages": ["hi"]}, "messages holds something that is no message"),
+        ({"prompt": "x", "messages": HELLO}, "both prompt and messages: which one is the request?"),
+        ({"prompt": "x", "body": {"messages": HELLO}}, "both body and prompt: which one is the request?"),
+        ({"messages": HELLO, "body": {"messages": HELLO}}, "both body and messages"),
         ({"body": 3}, "body is no object"),
         ({"body": {}}, "neither a prompt nor messages"),
         ({"custom_id": 3, "prompt": "x"}, "custom_id is 3, where a text is expected"),
@@ -139,10 +144,10 @@ def test_a_given_name_may_not_be_a_line_numbers(tmp_path):
 
 
 def test_a_survey_names_every_line(tmp_path):
-    """Bad ones included: each gets its line in the output."""
+    """Bad ones included: each gets its line in the output; with the numbers of the lines."""
     file = tmp_path / "in.jsonl"
     file.write_text('"a"\n{bad\n{"custom_id": "c", "prompt": "z"}\n')
-    assert survey(file) == {"line-1", "line-2", "c"}
+    assert survey(file) == {"line-1": 1, "line-2": 2, "c": 3}
 
 
 COMPLETION = {

@@ -195,6 +195,17 @@ async def test_a_batch_leaves_its_answers_in_files(kimi, clock):
     assert (stats["admitted"], stats["charged_tokens"], stats["refused"]["tpm"]) == (0, 0, 0)
 
 
+async def test_a_full_store_keeps_what_a_batch_leaves(kimi, clock, monkeypatch):
+    """Only uploads are refused."""
+    batch = await created(kimi, line("a"))
+    monkeypatch.setattr(store, "MOST_FILES", 1)
+    clock.now = 10
+    done = (await kimi.get(f"/batches/{batch['id']}")).json()
+    assert done["status"] == "completed"
+    assert [answer["custom_id"] for answer in await lines_of(kimi, done["output_file_id"])] == ["a"]
+    assert (await kimi.post("/files", files={"file": b"x"}, data={"purpose": "batch"})).status_code == 400
+
+
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
@@ -205,6 +216,7 @@ async def test_a_batch_leaves_its_answers_in_files(kimi, clock):
         ([line("a", method="GET")], [(1, "invalid_method")]),
         ([line("a", body=None), "[]"], [(1, "invalid_request"), (2, "invalid_request")]),
         ([line("a", body={"model": "kimi-k3"})], [(1, "model_not_found")]),
+        ([line("a", body={"model": "kimi-k2.7-code-highspeed"})], [(1, "model_not_found")]),
         ([line("a"), line("b", body={"model": "kimi-k2.7-code"})], [(2, "mismatched_model")]),
     ],
 )

@@ -10,9 +10,11 @@ from contextlib import suppress
 import httpx
 import pytest
 
+from kimi_async.errors import RequestTooLarge
 from kimi_async.limits import RateLimits
 from kimi_async.mock import Faults, Gateway, MockSettings, running, spawn
 from kimi_async.mock.replies import prose, thoughts
+from kimi_async.models import find
 from kimi_async.tokens import TokenCounter
 
 from .mocked import KEY, body, chat, client, count_characters, instant
@@ -153,6 +155,35 @@ async def test_the_whole_context_may_be_asked_for():
     assert statuses == [200, 400]
 
 
+@pytest.mark.parametrize("model", ["moonshot-v1-8k-vision-preview", "kimi-k3"])
+async def test_an_image_counts_against_tpm_and_not_against_the_context(model):
+    """Its size is a guess, as are K3's templates: mock and client take the same request, and refuse one token more."""
+    counter = TokenCounter()
+    await counter.load()
+    if not counter.exact:
+        pytest.skip("no vocabulary on this platform")
+    text = {"type": "text", "text": "What is it?"}
+    images = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}] * 2
+    asked = body(model=model, messages=[{"role": "user", "content": [text, *images]}])
+    room = find(model).context - counter.prompt_tokens([{"role": "user", "content": [text]}])
+
+    def count_prompt(messages, tools, name):
+        return counter.prompt_tokens(messages, tools, model=name)
+
+    transport = httpx.ASGITransport(Gateway(instant(), count_prompt, clock=lambda: 0.0))
+    async with httpx.AsyncClient(transport=transport, base_url="http://mock/v1", headers=KEY) as kimi:
+        taken, refused = [
+            await kimi.post("/chat/completions", json={**asked, "max_tokens": tokens}) for tokens in (room, room + 1)
+        ]
+        stats = (await kimi.get("/stats")).json()
+    cost = await counter.cost({**asked, "max_tokens": room})
+    with pytest.raises(RequestTooLarge):
+        await counter.cost({**asked, "max_tokens": room + 1})
+    assert (taken.status_code, refused.status_code) == (200, 400)
+    assert f"(requested: {find(model).context + 1})" in refused.json()["error"]["message"]
+    assert stats["charged_tokens"] == cost.tokens >= find(model).context + 2 * find(model).image_tokens
+
+
 async def test_retired_models_are_served_unless_told_otherwise():
     """Guides and data sets name them; Kimi's own answer is a 404."""
     async with client(instant(serve_retired=False)) as strict, client(instant()) as lenient:
@@ -280,13 +311,13 @@ async def test_the_slot_is_free_before_the_answer_is_read():
 
 
 async def test_hanging_up_gives_the_slot_back():
-    """The answer would take a minute; the client leaves, and the slot is free long before."""
+    """The answer would take a minute; the client leaves, the slot is free long before, and no fault was met."""
 
     async def in_flight(kimi, expected):
         while (await kimi.get("/stats")).json()["in_flight"] != expected:
             pass
 
-    settings = MockSettings(latency=60, limits=RateLimits(concurrency=1))
+    settings = MockSettings(latency=60, limits=RateLimits(concurrency=1), faults=Faults(error_5xx=1))
     async with (
         running(settings, count_prompt=count_characters) as base_url,
         httpx.AsyncClient(base_url=base_url, headers=KEY) as kimi,
@@ -297,7 +328,7 @@ async def test_hanging_up_gives_the_slot_back():
         asking.cancel()
         await in_flight(kimi, 0)
         stats = (await kimi.get("/stats")).json()
-    assert (stats["hung_up"], stats["admitted"]) == (1, 1)
+    assert (stats["hung_up"], stats["admitted"], stats["faults"]) == (1, 1, {})
 
 
 async def test_network_jitter_delays_the_counting_only():

@@ -64,14 +64,36 @@ def test_boundaries_of_a_limit_of_100(policy, phase, story):
 
 
 @pytest.mark.parametrize(
-    ("policy", "expected"), [("sliding", [0, 60, 50]), ("fixed", [60, 60, 50]), ("bucket", [0, 30, 20])]
+    ("policy", "story"),
+    [
+        ("sliding", [(10, 30, 0), (10, 31, 50), (10, 90, 50), (10, 91, 55), (10, 121, 55), (60, 91, 5), (65, 121, 0)]),
+        ("fixed", [(10, 30, 0), (10, 31, 50), (10, 121, 50), (60, 91, 0)]),
+        ("bucket", [(10, 50, 0), (10, 51, 0.5), (10, 120, 35), (10, 121, 35), (50, 121, 0)]),
+    ],
 )
-def test_when_something_stops_counting(policy, expected):
-    """Half the limit is used at 0:00; asked before, at 0:00 and at 0:10."""
-    window = open_window(policy, 100, window=MINUTE)
-    before = window.resets_in(0)
-    window.charge(0, 50)
-    assert [before, window.resets_in(0), window.resets_in(10)] == pytest.approx(expected)
+def test_when_more_will_fit(policy, story):
+    """60 of 120 at 0:00 and 30 at 0:05; rows of (time, amount, seconds): what never fits waits for all to be gone."""
+    window = open_window(policy, 120, window=MINUTE)
+    window.charge(0, 60)
+    window.charge(5, 30)
+    assert [window.fits_in(now, amount) for now, amount, _ in story] == pytest.approx([wait for *_, wait in story])
+
+
+@given(
+    charges=st.lists(st.tuples(st.integers(0, 40), st.integers(1, 12)), max_size=20),
+    amount=st.integers(1, 20),
+    policy=st.sampled_from(["sliding", "fixed", "bucket"]),
+)
+def test_after_that_wait_it_fits_and_no_earlier(charges, amount, policy):
+    """Whatever came before."""
+    window = open_window(policy, 20, window=MINUTE)
+    now = 0
+    for gap, charged in charges:
+        offer(window, now := now + gap, charged)
+    wait = window.fits_in(now, amount)
+    if wait > 0.01:
+        assert not fits(window, now + wait - 0.01, amount)
+    assert fits(window, now + wait + 1e-6, amount)
 
 
 def test_gcra_lets_a_burst_through_if_told_to():
@@ -168,6 +190,17 @@ def test_a_refusal_counts_itself_into_current(budgets, refusal):
     full = account(**budgets)
     full.admit(0, 60)
     assert full.admit(1 if "minute" in budgets else 10, 60) == refusal
+
+
+@pytest.mark.parametrize(
+    ("policy", "tokens", "retry_after"), [("sliding", 30, 86_398), ("sliding", 40, 86_399), ("fixed", 30, 86_397)]
+)
+def test_a_day_without_room_tells_when_the_request_fits(policy, tokens, retry_after):
+    """The 10 tokens of 0:00 are not enough; those of 0:01 are for 30. A fixed day ends at its edge."""
+    day = account(policy, tpd=100)
+    for now, charged in ((0, 10), (1, 20), (2, 70)):
+        assert day.admit(now, charged) is None
+    assert day.admit(3, tokens).retry_after == retry_after
 
 
 def test_only_the_slot_comes_back():

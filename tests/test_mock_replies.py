@@ -36,6 +36,11 @@ UNANSWERED = (
     "'tool_call_id'. The following tool_call_ids did not have response messages: "
 )
 
+NO_ROLE = "Invalid request: every message must be an object with role system, user, assistant or tool"
+PARTIAL = (
+    "Invalid request: the message at position {} must not be partial: only the last one, with role 'assistant', may be"
+)
+
 USER = {"role": "user", "content": "How is the weather?"}
 
 
@@ -43,6 +48,11 @@ def called(*ids, **more):
     """An assistant's message that calls the clock under those ids."""
     calls = [{"id": i, "type": "function", "function": {"name": "clock", "arguments": "{}"}} for i in ids]
     return {"role": "assistant", "content": "", "tool_calls": calls, **more}
+
+
+def image(url, kind="image_url"):
+    """A question about an image."""
+    return {"messages": [{"role": "user", "content": [{"type": kind, kind: {"url": url}}]}]}
 
 
 def result(identity, content="12:00"):
@@ -317,6 +327,8 @@ async def test_json_mode_and_partial_mode():
         ({"model": "kimi-k3", "thinking": {"type": "disabled"}},
          "invalid thinking: only type=enabled is allowed for this model"),
         ({"model": "kimi-k2.6", "thinking": True}, "Invalid request: thinking.type must be enabled or disabled"),
+        ({"model": "kimi-k2.6", "thinking": {"type": []}},
+         "Invalid request: thinking.type must be enabled or disabled"),
         ({"model": "kimi-k2.6", "tools": [CLOCK], "tool_choice": NAMED},
          "tool_choice 'specified' is incompatible with thinking enabled"),
         ({"model": "kimi-k2.6", "tools": [CLOCK], "tool_choice": "required"},
@@ -333,8 +345,23 @@ async def test_json_mode_and_partial_mode():
          "Invalid request: partial mode is incompatible with response_format json_object"),
         ({"response_format": {"type": "xml"}},
          "Invalid request: response_format.type must be text, json_object or json_schema"),
+        ({"response_format": {"type": {}}},
+         "Invalid request: response_format.type must be text, json_object or json_schema"),
         ({"response_format": {"type": "json_schema"}},
          "Invalid request: response_format.json_schema.schema must be a JSON schema"),
+        ({"messages": [{"role": "developer", "content": "x"}]}, NO_ROLE),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, NO_ROLE),
+        ({"messages": [{"content": "x"}]}, NO_ROLE),
+        ({"messages": [{"role": "assistant", "content": "x", "partial": True}, USER]}, PARTIAL.format(0)),
+        ({"messages": [USER, {**USER, "partial": True}]}, PARTIAL.format(1)),
+        (image("https://x.test/a.png"),
+         "Invalid request: unsupported url https://x.test/a.png: only data: and ms:// are allowed"),
+        (image("http://x.test/a.mp4", "video_url"),
+         "Invalid request: unsupported url http://x.test/a.mp4: only data: and ms:// are allowed"),
+        ({"temperature": 1.01}, "invalid temperature: only 0 to 1 is allowed for this model"),
+        ({"temperature": -0.01}, "invalid temperature: only 0 to 1 is allowed for this model"),
+        ({"model": "kimi-k3", "reasoning_effort": "medium"},
+         "Invalid request: reasoning_effort must be one of low, high, max"),
         ({"stop": ["a"] * 6}, "Invalid request: stop must be at most 5 strings"),
         ({"stop": "月" * 11}, "Invalid request: each stop must be at most 32 bytes"),
         ({"stop": [1]}, "Invalid request: stop must be a string or a list of strings"),
@@ -371,6 +398,11 @@ async def test_what_a_model_does_not_take_is_a_400(asked, text):
         {"temperature": 0.3, "top_p": 0.5, "n": 5, "presence_penalty": 1.5, "frequency_penalty": -1},
         {"model": "kimi-k2-0905-preview", "temperature": 0.6, "n": 2},
         {"stop": ["a" * 32] * 5},
+        {"temperature": 0},
+        {"temperature": 1},
+        {"model": "kimi-k3", "reasoning_effort": "low"},
+        image("DATA:image/png;base64,AAAA"),
+        {"messages": [{**USER, "partial": False}, {"role": "assistant", "content": "x", "partial": True}]},
     ],
 )
 async def test_what_a_model_takes_is_answered(asked):

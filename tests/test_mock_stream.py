@@ -139,6 +139,7 @@ async def test_a_garbled_stream_has_one_chunk_that_is_no_json():
     """In the middle; all others are whole, and it ends as it should."""
     async with client(instant(faults=Faults(garble=1))) as kimi:
         *found, done = events((await chat(kimi, stream=True, max_tokens=100)).text)
+        assert (await kimi.get("/stats")).json()["faults"] == {"garble": 1}
     assert done == "[DONE]"
     wrong = [index for index, event in enumerate(found) if not event.startswith("{")]
     assert len(wrong) == 1
@@ -211,10 +212,17 @@ async def test_generation_is_spread_over_the_chunks():
     assert times == pytest.approx([12, 12], abs=0.01)
 
 
+@pytest.mark.parametrize("fault", ["garble", "cut"])
 @pytest.mark.real_time
-async def test_the_first_chunk_does_not_wait_for_the_last():
-    """A stream that would take an hour begins at once, and its slot is taken while it lasts."""
-    settings = instant(tokens_per_second=1, completion_ratio=1, completion_spread=0, limits=RateLimits(concurrency=1))
+async def test_the_first_chunk_does_not_wait_for_the_last(fault):
+    """A stream that would take an hour begins at once, and its slot is taken while it lasts; its fault never comes."""
+    settings = instant(
+        tokens_per_second=1,
+        completion_ratio=1,
+        completion_spread=0,
+        limits=RateLimits(concurrency=1),
+        faults=Faults(**{fault: 1}),
+    )
     async with (
         running(settings, count_prompt=count_characters) as base_url,
         httpx.AsyncClient(base_url=base_url, headers=KEY) as kimi,
@@ -227,7 +235,7 @@ async def test_the_first_chunk_does_not_wait_for_the_last():
         stats = (await kimi.get("/stats")).json()
     assert '"role":"assistant"' in first
     assert refused.status_code == 429
-    assert (stats["hung_up"], stats["peak_in_flight"], stats["chunks"]) == (1, 1, 1)
+    assert (stats["hung_up"], stats["peak_in_flight"], stats["chunks"], stats["faults"]) == (1, 1, 1, {})
 
 
 async def in_flight(kimi, expected):

@@ -363,6 +363,59 @@ async def test_a_slow_pace_relaxes_after_quiet_minutes_but_once():
     assert intervals == pytest.approx([1.1, 1.5, 1.5, 1.25, 1.1, 1.0, 1.25, 1.25, 1.25])
 
 
+async def test_who_comes_after_a_quiet_minute_does_not_wait_for_the_pace_to_relax():
+    """It has earned its unit, however often the pace relaxes; one that leaves right before keeps its distance."""
+    limiter, log = RateLimiter(RateLimits(rpm=3)), []
+    for _ in range(3):
+        limiter._pace.slow()
+    await asyncio.sleep(300)
+    await use(limiter, log, max_wait=1.0)
+    await asyncio.sleep(300)
+    await use(limiter, log, max_wait=1.0)
+    await use(limiter, log)
+    assert log == pytest.approx([300, 600, 620], abs=1e-3)
+
+
+async def test_one_request_waits_no_longer_because_the_pace_relaxes_meanwhile():
+    """Its interval was a minute and a half when it came."""
+    pace = Pace(RateLimits(rpm=1))
+    for _ in range(4):
+        pace.slow()
+    await pace.wait(request())
+    assert clock() <= 90.0 + 1e-3
+
+
+async def test_a_minute_with_a_refusal_is_no_quiet_one():
+    """Others used the account for long, and the pace is as slow as can be; when they have gone, it relaxes."""
+    limiter = RateLimiter(RateLimits(rpm=60), on_event=lambda event: None)
+    for _ in range(4):
+        limiter._pace.slow()
+    await asyncio.sleep(40)
+    reservation = await limiter.acquire(ONE)
+    reservation.sent()
+    reservation.refused(REFUSED)
+    await asyncio.sleep(40)
+    await use(limiter, [])
+    assert limiter._pace.interval == pytest.approx(1.5)
+    await asyncio.sleep(21)
+    await use(limiter, [])
+    assert limiter._pace.interval == pytest.approx(1.25)
+
+
+@pytest.mark.parametrize("rpm", [20, 60, 100])
+async def test_a_probe_behind_a_refused_first_request_is_the_first_as_well(rpm):
+    """Nothing was let in before it, so it was not refused for its pace."""
+    events = []
+    limiter = RateLimiter(RateLimits(rpm=rpm), on_event=events.append)
+    place = None
+    for _ in range(4):
+        reservation = await limiter.acquire(ONE, place=place)
+        place = reservation.place
+        reservation.sent()
+        reservation.refused(replace(REFUSED, limit=rpm))
+    assert [event.pause for event in events] == [1, 2, 4, 8]
+
+
 async def test_whoever_waits_while_a_lower_limit_is_learned_goes_by_it():
     """Held at 6,000 a minute, and let go as 60 a minute are."""
     limiter, log = RateLimiter(RateLimits(rpm=6000), on_event=lambda event: None), []

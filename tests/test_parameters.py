@@ -244,8 +244,7 @@ RULES = [
 ]
 
 WIDE_RULES = [
-    # of the API reference alone: the mock knows nothing of them
-    ("moonshot-v1-8k", {"n": 6}, "n=6: Kimi generates at most 5", {"n": 5}),
+    # of all models; of more than five answers the mock says so when it reads the request
     ("moonshot-v1-8k", {"temperature": 1.01}, "temperature=1.01: moonshot-v1-8k takes 0 to 1", {"temperature": 1}),
     ("moonshot-v1-8k", {"temperature": -0.01}, "temperature=-0.01", {"temperature": 0}),
     ("moonshot-v1-8k", {"temperature": float("nan")}, "temperature=nan", {"temperature": 0.3}),
@@ -271,8 +270,10 @@ WIDE_RULES = [
     ("kimi-k3", image("cat.png"), "image_url 'cat.png'", image("DATA:image/png;base64,AAAA")),
 ]
 
+MANY = ("moonshot-v1-8k", {"n": 6}, "n=6: Kimi generates at most 5", {"n": 5})
 
-@pytest.mark.parametrize(("model", "refused", "text", "taken"), RULES + WIDE_RULES)
+
+@pytest.mark.parametrize(("model", "refused", "text", "taken"), RULES + WIDE_RULES + [MANY])
 def test_what_a_model_refuses_is_refused_with_the_reason(model, refused, text, taken):
     """The text names the parameter, what is taken, and what to do; the nearest request that is taken passes."""
     with pytest.raises(ConfigurationError, match=text):
@@ -280,7 +281,7 @@ def test_what_a_model_refuses_is_refused_with_the_reason(model, refused, text, t
     check({"model": model, "messages": HELLO, **taken})
 
 
-@pytest.mark.parametrize(("model", "refused", "text", "taken"), RULES)
+@pytest.mark.parametrize(("model", "refused", "text", "taken"), RULES + WIDE_RULES)
 def test_the_mock_refuses_the_same(model, refused, text, taken):
     """Both sides say the same of every rule, whoever is asked."""
 

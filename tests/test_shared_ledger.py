@@ -342,7 +342,7 @@ async def test_a_refused_request_does_not_leave_again_before_what_its_refusal_cl
     assert limiter.usage().guard == pytest.approx(2 * GUARD * 60)
 
 
-@pytest.mark.parametrize(("seconds", "used"), [(0.5, 61), (5, 1), (100, 0)])
+@pytest.mark.parametrize(("seconds", "used"), [(0, 61), (1, 61), (2, 61), (5, 1), (100, 0)])
 async def test_a_refusal_that_is_entered_late_says_nothing_of_others(shelf, seconds, used):
     """What they had spent has left the window since, or will; and nothing is closed for it."""
     lessons = []
@@ -351,13 +351,38 @@ async def test_a_refusal_that_is_entered_late_says_nothing_of_others(shelf, seco
     charge = await ledger.reserve(ONE)
     ledger.sent(charge)
     await ledger.refresh()
-    fate.failures = ["before"] * round(seconds / RETRY)
+    fate.failures = ["before"] * seconds
     refusal = Refusal("budget", "rpm", limit=60, current=61, retry_after=5.0)
     ledger.refuse(charge, refusal, lessons.append, pause=True)
     await asyncio.sleep(seconds + 1)
     await ledger.refresh()
     assert ledger.usage().rpm.used == used
     assert [(lesson.explained, lesson.pause) for lesson in lessons] == [(True, 0.0)]
+
+
+async def test_a_day_that_was_closed_while_the_ledger_was_away_is_closed_no_longer_than_the_gateway_said(shelf):
+    """Half an hour was left, and the ledger is back after 20 minutes of it, or after an hour."""
+    for seconds, left in ((1200, 600), (3600, None)):
+        ledger = SharedLedger(FakeJournal(Shelf(), fate=(fate := Fate())), on_event=lambda event: None)
+        ledger.configure(RateLimits(tpd=1000))
+        charge = await ledger.reserve(ONE)
+        fate.failures = ["before"] * seconds
+        ledger.refuse(charge, Refusal("budget", "tpd", retry_after=1800.0), lambda lesson: None, pause=True)
+        await asyncio.sleep(seconds + 60)
+        await ledger.refresh()
+        verdict = await ledger.reserve(ONE)
+        assert isinstance(verdict, Charge) if left is None else verdict.wait == pytest.approx(left - 60, abs=60)
+
+
+async def test_forecasts_before_the_first_reservation_know_the_window(shelf):
+    """Of a minute that is not 60 s."""
+    limiter = limiter_of(process(shelf, RateLimits(rpm=1, minute=6.0)))
+
+    async def use():
+        async with limiter.acquire(ONE, max_wait=10.0):
+            pass
+
+    await asyncio.gather(use(), use())
 
 
 async def test_forecasts_go_by_the_limits_that_this_process_brings(shelf):

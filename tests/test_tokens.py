@@ -222,9 +222,10 @@ def test_tools_that_a_message_brings_are_counted(counter):
     assert counter.prompt_tokens([message]) == 7 + 6 + counter.count('[{"type":"function"}]')
 
 
-def test_tool_calls_are_counted(counter):
-    """Two for the section, three for each call, and its id, name and arguments."""
-    call = {"id": "weather:0", "type": "function", "function": {"name": "weather", "arguments": '{"city":"北京"}'}}
+@pytest.mark.parametrize("arguments", ['{"city":"北京"}', {"city": "北京"}])
+def test_tool_calls_are_counted(counter, arguments):
+    """Two for the section, three for each call, and its id, name and arguments, whether these are a text or not."""
+    call = {"id": "weather:0", "type": "function", "function": {"name": "weather", "arguments": arguments}}
     texts = sum(map(counter.count, ("weather:0", "weather", '{"city":"北京"}')))
 
     prompt = counter.prompt_tokens([{"role": "assistant", "content": None, "tool_calls": [call, call]}])
@@ -322,6 +323,15 @@ async def test_images_never_overflow_a_context(counter):
     body = {"model": "moonshot-v1-8k-vision-preview", "messages": [user([image, image])], "max_tokens": 1_000}
 
     assert (await counter.cost(body)).prompt_tokens > 8_192
+
+
+@pytest.mark.parametrize("kind", ["image_url", "video_url"])
+async def test_images_never_shorten_an_answer(counter, kind):
+    """What a request leaves out is sent: 60 images that are small leave room for more than one token."""
+    body = {"model": "kimi-k2.6", "messages": [user([{"type": kind, kind: {"url": "ms://1"}}] * 60)]}
+    cost = await counter.cost(body)
+    assert cost.prompt_tokens > 262_144
+    assert cost.max_tokens == 32_768
 
 
 @pytest.mark.parametrize("model", ["kimi-k3", "moonshot-v1-8k", "kimi-k9"])

@@ -1,5 +1,7 @@
-"""Files of prompts in, files of answers out: resumable, with memory for no more than what is in flight.
+"""Files of prompts in, files of answers out: resumable, with memory for what is in flight, and for names.
 
+Of all lines just the ``custom_id`` is kept: while the input is surveyed, and, where an earlier run has answered it, to
+the end. Measured with a million short ones, that is 120 bytes each, and 100.
 ``BatchRun`` is one pass; ``lines`` reads the four input forms, ``output`` appends and resumes.
 """
 
@@ -85,10 +87,11 @@ class BatchRun:
     """One pass over a file of requests.
 
     Args:
-        kimi: the client; its base URL decides the currency.
-        source: the file of requests.
+        kimi: the client.
+        source: the file of requests, which is read a second time here; see ``survey``.
         output: the file of answers; what it holds already is skipped.
         defaults: for what lines leave out.
+        currency: what the account is billed in.
 
     Attributes:
         tally: what has been done.
@@ -102,10 +105,11 @@ class BatchRun:
         output: OutputFile,
         *,
         defaults: Defaults,
+        currency: Currency,
     ) -> None:
         self.tally = Tally()
         self.stopped_by: KimiError | None = None
-        self.currency: Currency = "CNY" if ".cn" in kimi.base_url else "USD"
+        self.currency: Currency = currency
         self._kimi = kimi
         self._source = source
         self._output = output

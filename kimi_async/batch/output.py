@@ -4,6 +4,7 @@
 request was answered, else ``{"code", "message"}``.
 """
 
+import contextlib
 import json
 import os
 import tempfile
@@ -22,6 +23,9 @@ try:
 except ImportError:  # Windows: two runs on one file are not noticed there
     fcntl = None  # type: ignore[assignment]
 
+BEGINNING = b'{"id":"batch_req_'
+"""Of each line that is written here; what begins otherwise was not torn by a run that was killed."""
+
 
 class OutputFile:
     """Answers that are there already, and those to come.
@@ -38,7 +42,7 @@ class OutputFile:
 
     Raises:
         ConfigurationError: the file holds something else than answers, or another run is writing it.
-        OSError: it cannot be written.
+        OSError: it cannot be written; it names the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,7 +53,8 @@ class OutputFile:
         self._file = self._locked()
         try:
             if not self._survey():
-                self._rewrite()
+                with _naming(self.path):
+                    self._rewrite()
         except BaseException:
             self._file.close()
             raise
@@ -88,9 +93,9 @@ class OutputFile:
                     custom_id, failed = line["custom_id"], line["error"] is not None
                     if not isinstance(custom_id, str):
                         raise TypeError("no name")  # noqa: TRY301 - one of the ways in which it is no such line
-                except (ValueError, TypeError, KeyError) as exc:
-                    if not raw.endswith(b"\n"):
-                        yield raw, None  # torn: the run was killed while it wrote
+                except (ValueError, TypeError, KeyError, RecursionError) as exc:
+                    if isinstance(exc, ValueError) and _torn(raw, number):
+                        yield raw, None
                         return
                     raise ConfigurationError(
                         f"{self.path}:{number} is no line of answers; choose another OUTPUT, or move this file away"
@@ -98,14 +103,15 @@ class OutputFile:
                 yield raw, None if failed else custom_id
 
     def _rewrite(self) -> None:
-        kept: set[str] = set()
+        self.answered.clear()  # and filled again, line by line: there may be millions, which need not be held twice
         with tempfile.NamedTemporaryFile(dir=self.path.parent, prefix=f".{self.path.name}.", delete=False) as copy:
             try:
                 for raw, custom_id in self._lines():
-                    if custom_id is not None and custom_id not in kept:
-                        kept.add(custom_id)
+                    if custom_id is not None and custom_id not in self.answered:
+                        self.answered.add(custom_id)
                         copy.write(raw.rstrip(b"\r\n") + b"\n")
                 copy.flush()
+                os.fsync(copy.fileno())  # or a crash of the machine could leave an empty file in the old one's place
                 os.chmod(copy.name, self.path.stat().st_mode & 0o777)  # noqa: PTH101 - copy has a name, no path
                 Path(copy.name).replace(self.path)
             except BaseException:
@@ -115,12 +121,17 @@ class OutputFile:
         self._file = self._locked()
 
     def write(self, outcome: BatchResult | BadLine) -> None:
-        """Append one line; it is with the operating system when this returns. All of it or, on an error, nothing."""
+        """Append one line; it is with the operating system when this returns.
+
+        Raises:
+            OSError: it cannot be written, and nothing of it is; names the file.
+        """
         line = to_json(output_line(outcome)) + b"\n"
         size = os.fstat(self._file.fileno()).st_size
         try:
-            while line:
-                line = line[self._file.write(line) :]
+            with _naming(self.path):
+                while line:
+                    line = line[self._file.write(line) :]
         except OSError:
             os.ftruncate(self._file.fileno(), size)
             raise
@@ -134,3 +145,22 @@ class OutputFile:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def _torn(raw: bytes, number: int) -> bool:
+    """Whether a line that is no JSON is the beginning of one that a killed run was writing.
+
+    Where the whole machine went down, zeros may stand for what was never on the disk.
+    """
+    written = raw.rstrip(b"\0")
+    ours = written[: len(BEGINNING)] == BEGINNING[: len(written)] and bool(written or number > 1)
+    return ours and not raw.endswith(b"\n")
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of writing, which know no file, name this one."""
+    try:
+        yield
+    except OSError as exc:
+        raise OSError(exc.errno, exc.strerror, str(path)) from exc

@@ -3,11 +3,9 @@
 Exit status: 0 all answered, 1 some failed, 2 usage, 3 stopped early, 130 interrupted, 141 nobody reads the output.
 """
 
-import os
 import sys
 
 from cyclopts import App, CycloptsError
-from rich.console import Console
 
 from kimi_async.errors import ConfigurationError, LedgerUnavailable
 
@@ -16,7 +14,8 @@ from .chat import chat
 from .count import count
 from .limits import limits
 from .mock import mock
-from .options import CLOSED_PIPE, INTERRUPTED, STDIN, USAGE
+from .options import CLOSED_PIPE, FULL, INTERRUPTED, STDIN, STOPPED, USAGE, what_failed
+from .terminal import Aside, Output, discard
 
 app = App(
     name="kimi-async",
@@ -33,10 +32,12 @@ app.command(mock)
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its status."""
-    words = [STDIN if word == "-" else word for word in (sys.argv[1:] if arguments is None else arguments)]
-    stderr = Console(stderr=True, soft_wrap=True)
+    stderr = Aside(stderr=True, soft_wrap=True)
     try:
-        status = app(words, exit_on_error=False, error_console=stderr, result_action="return_value")
+        words = _words(sys.argv[1:] if arguments is None else arguments)
+        status = app(words, exit_on_error=False, console=Output(), error_console=stderr, result_action="return_value")
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what it still holds and cannot be written is told here
     except CycloptsError:
         status = USAGE  # cyclopts has said what is wrong
     except (ConfigurationError, LedgerUnavailable) as exc:
@@ -46,9 +47,32 @@ def main(arguments: list[str] | None = None) -> None:
         status = INTERRUPTED
     except BrokenPipeError:
         status = CLOSED_PIPE
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
     except OSError as exc:
-        what = f"{exc.filename}: {exc.strerror}" if exc.filename else exc
-        stderr.print(f"kimi-async: {what}", markup=False, highlight=False)
         status = USAGE
+        if exc.errno in FULL:
+            status, exc.filename = STOPPED, exc.filename or "standard output"  # all else that is written has a name
+        stderr.print(f"kimi-async: {what_failed(exc)}", markup=False, highlight=False)
+    for stream in (sys.stdout, sys.stderr):
+        discard(stream)
     sys.exit(status)
+
+
+def _words(arguments: list[str]) -> list[str]:
+    """With each lone hyphen as cyclopts takes it, which it would not: standard input, or the value of an option."""
+    words: list[str] = []
+    for word in arguments:
+        if word != "-":
+            words.append(word)
+        elif words and words[-1] in _valued(words[0]):
+            words[-1] += "=-"
+        else:
+            words.append(STDIN)
+    return words
+
+
+def _valued(command: str) -> set[str]:
+    """The names of a command's options that take a value."""
+    if command.startswith("-") or command not in app:
+        return set()
+    known = app[command].assemble_argument_collection()
+    return {name for argument in known if argument.token_count()[0] for name in argument.names}

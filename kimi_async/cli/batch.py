@@ -3,22 +3,24 @@
 import asyncio
 import contextlib
 import signal
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
+from rich.text import Text
 
 from kimi_async.batch import BatchRun, Defaults, OutputFile, survey
 from kimi_async.client import AsyncKimi
 from kimi_async.errors import AuthenticationError, ConfigurationError
 from kimi_async.events import Event, Refused, Retrying
 
-from .gateway import GatewayOptions
-from .options import ANSWERED, FAILED, INTERRUPTED, STOPPED, USAGE, LimitOptions, on_disk
+from .gateway import GatewayOptions, currency_of
+from .options import ANSWERED, FAILED, INTERRUPTED, STOPPED, USAGE, LimitOptions, on_disk, what_failed
 from .progress import Progress, summary
+from .terminal import Terminal, printable
+
+AGAIN = "run the same command again to go on"
 
 
 def batch(
@@ -41,7 +43,7 @@ def batch(
     what OUTPUT answers already is skipped, what failed is tried again.
 
     Args:
-        input: A JSONL file, or - for standard input.
+        input: A JSONL file or a pipe, or - for standard input.
         output: The file of answers, in Batch output form.
         model: For lines that name none.
         max_tokens: For lines that set none. All of it is charged against TPM and TPD, whatever is generated.
@@ -53,6 +55,8 @@ def batch(
     """
     defaults = Defaults(model=model, max_tokens=max_tokens, temperature=temperature, system=system)
     rate_limits = limits.rate_limits()
+    if str(output) == "-":
+        raise ConfigurationError("OUTPUT is read again when a run is resumed: name a file for it")
     with on_disk(input) as source:
         if output.exists() and output.samefile(source):
             raise ConfigurationError(f"INPUT and OUTPUT are both {output}; answers need a file of their own")
@@ -62,9 +66,10 @@ def batch(
             watcher = _Watcher()
             async with gateway.client(rate_limits, on_event=watcher.on_event) as kimi:
                 with OutputFile(output) as answers:
-                    total = len(names - answers.answered)
+                    total = sum(name not in answers.answered for name in names)
                     names.clear()
-                    work = BatchRun(kimi, source, answers, defaults=defaults)
+                    currency = currency_of(kimi.base_url)
+                    work = BatchRun(kimi, source, answers, defaults=defaults, currency=currency)
                     return await _watched(work, kimi, watcher, Progress(work, kimi, total), quiet=quiet)
 
         return asyncio.run(run())
@@ -72,9 +77,9 @@ def batch(
 
 async def _watched(work: BatchRun, kimi: AsyncKimi, watcher: "_Watcher", progress: Progress, *, quiet: bool) -> int:
     """Run a batch under the eyes of the user; the exit status."""
-    interrupts = _Interrupts(work)
+    interrupts = _Interrupts(work, watcher)
     ticker = None if quiet else asyncio.create_task(progress.show(watcher.console))
-    trouble: Exception | None = None
+    trouble: OSError | None = None
     try:
         with interrupts:
             await work.run()
@@ -89,29 +94,37 @@ async def _watched(work: BatchRun, kimi: AsyncKimi, watcher: "_Watcher", progres
             await asyncio.gather(ticker, return_exceptions=True)
     if not quiet:
         print(summary(work, kimi, progress, watcher.counts))
-    return _status(work, interrupts, trouble, watcher.console)
+    status, why = _ended(work, progress, trouble, interrupted=interrupts.count > 0)
+    if why:
+        watcher.say(f"{why}; {AGAIN}")
+    return status
 
 
-def _status(work: BatchRun, interrupts: "_Interrupts", trouble: Exception | None, console: Console) -> int:
-    again = "run the same command again to go on"
+def _ended(work: BatchRun, progress: Progress, trouble: OSError | None, *, interrupted: bool) -> tuple[int, str]:
+    """The exit status, and why there is more to do."""
     if trouble is not None:
-        console.print(f"kimi-async: stopped: {trouble}; {again}", markup=False, highlight=False)
-        return STOPPED
-    if interrupts.count:
-        console.print(f"kimi-async: interrupted; {again}")
-        return INTERRUPTED
+        return STOPPED, f"stopped: {what_failed(trouble)}"
+    if interrupted:
+        return INTERRUPTED, "interrupted"
     if work.stopped_by is not None:
-        console.print(f"kimi-async: stopped: {work.stopped_by}; {again}", markup=False, highlight=False)
-        return USAGE if isinstance(work.stopped_by, AuthenticationError) else STOPPED
-    return FAILED if work.tally.failed else ANSWERED
+        status = USAGE if isinstance(work.stopped_by, AuthenticationError) else STOPPED
+        return status, f"stopped: {work.stopped_by}"
+    if (missing := progress.total - progress.done) > 0:
+        return STOPPED, f"stopped: INPUT was changed meanwhile, {missing:,} of its lines are gone"
+    return FAILED if work.tally.failed else ANSWERED, ""
 
 
 class _Watcher:
     """Counts refusals and retries, and tells the user what they should know."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True)
+        self.console = Terminal().err
         self.counts: Counter[str] = Counter()
+
+    def say(self, text: object) -> None:
+        """A line on standard error; one that cannot be written ends no batch."""
+        with contextlib.suppress(OSError):
+            self.console.print(Text(printable(f"kimi-async: {text}")), soft_wrap=True)
 
     def on_event(self, event: Event) -> None:
         if isinstance(event, Refused):
@@ -119,15 +132,16 @@ class _Watcher:
         elif isinstance(event, Retrying):
             self.counts[f"{event.error} retried"] += 1
         else:
-            self.console.print(f"kimi-async: {event}", markup=False, highlight=False)
+            self.say(event)
 
 
 class _Interrupts:
     """The first Ctrl-C sends nothing more and finishes what is in flight; the second stops at once."""
 
-    def __init__(self, work: BatchRun) -> None:
+    def __init__(self, work: BatchRun, watcher: _Watcher) -> None:
         self.count = 0
         self._work = work
+        self._watcher = watcher
 
     def __enter__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -145,6 +159,6 @@ class _Interrupts:
         self.count += 1
         if self.count == 1:
             self._work.stop()
-            print("kimi-async: finishing what is in flight; Ctrl-C again stops at once", file=sys.stderr)
+            self._watcher.say("finishing what is in flight; Ctrl-C again stops at once")
         elif self._task is not None:
             self._task.cancel()

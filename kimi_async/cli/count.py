@@ -92,7 +92,7 @@ def count(
     exit status is then 1. No key is needed.
 
     Args:
-        input: A JSONL file, or - for standard input.
+        input: A JSONL file or a pipe, or - for standard input.
         model: For lines that name none. Default: KIMI_MODEL of the environment, else kimi-k2.6.
         max_tokens: For lines that set none. Default: what Kimi assumes for the model.
         system: A system message for lines that have none.
@@ -119,7 +119,6 @@ async def _count(
         if row.problem is not None:
             terminal.note(f"kimi-async: line {row.line}: {row.problem}", style="")
     report.end(total, await least_time(limits, total), currency)
-    sys.stdout.flush()
     return FAILED if total.good < total.lines else ANSWERED
 
 

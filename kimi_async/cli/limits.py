@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 from pydantic_core import to_json
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
@@ -20,6 +20,7 @@ from kimi_async.limits import BUDGETS, BudgetUsage
 
 from .gateway import account_of
 from .options import ANSWERED
+from .terminal import Output
 
 REFRESH = 1.0
 """Seconds between two looks."""
@@ -55,14 +56,14 @@ async def _show(url: str, account: str, *, as_json: bool, watch: bool) -> int:
         elif watch:
             await _watch(ledger)
         else:
-            Console().print(_table(ledger.view(), names))
+            Output().print(_table(ledger.view(), names))
     finally:
         await ledger.aclose()
     return ANSWERED
 
 
 async def _watch(ledger: SharedLedger) -> None:
-    with Live(_table(ledger.view()), auto_refresh=False) as live:
+    with Live(_table(ledger.view()), console=Output(), auto_refresh=False) as live:
         while True:
             await asyncio.sleep(REFRESH)
             await ledger.refresh()

@@ -36,7 +36,8 @@ def mock(
 ) -> int:
     """Serve a mock of Kimi's gateway on 127.0.0.1 until Ctrl-C.
 
-    It enforces the limits like the real one, with its texts; what it admitted and refused is at /stats.
+    It enforces the limits like the real one, with its texts; what it admitted and refused is at /stats. Unlike the
+    real one, which answers 404, it serves retired models such as moonshot-v1-8k.
 
     Args:
         port: To listen on; 0 takes a free one.

@@ -1,6 +1,7 @@
 """Options, input and exit statuses that several commands share."""
 
 import contextlib
+import errno
 import os
 import shutil
 import sys
@@ -12,6 +13,7 @@ from typing import Literal
 
 from cyclopts import Group, Parameter
 
+from kimi_async.errors import ConfigurationError
 from kimi_async.limits import RateLimits
 
 STDIN = "standard input"
@@ -21,6 +23,9 @@ ANSWERED, FAILED, USAGE, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
 
 CLOSED_PIPE = 141
 """What a shell reports of a program that went on writing to one: 128 and SIGPIPE."""
+
+FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
+"""Errors of a disk that has no room; there is no EDQUOT on Windows."""
 
 DEFAULT_MODEL = "kimi-k2.6"
 """The cheapest live model of general use, November 2026."""
@@ -73,12 +78,31 @@ def default_model() -> str:
 
 @contextlib.contextmanager
 def on_disk(name: str) -> Iterator[Path]:
-    """An input as a file that can be read twice; standard input is copied to one."""
-    if name != STDIN:
-        yield Path(name)
+    """An input as a file that can be read twice: standard input, a pipe or a device is copied to one.
+
+    Raises:
+        ConfigurationError: standard input is closed.
+        OSError: it cannot be copied.
+    """
+    path = Path(name)
+    if name != STDIN and (path.is_file() or path.is_dir() or not path.exists()):
+        yield path
         return
+    if name == STDIN and sys.stdin is None:
+        raise ConfigurationError(f"{STDIN} is closed: give the name of a file, or pipe one in")
     with tempfile.TemporaryDirectory() as directory:
-        copy = Path(directory, "stdin")
-        with copy.open("wb") as file:
-            shutil.copyfileobj(sys.stdin.buffer, file)
+        copy = Path(directory, "input")
+        try:
+            with (
+                contextlib.nullcontext(sys.stdin.buffer) if name == STDIN else path.open("rb") as source,
+                copy.open("wb") as file,
+            ):
+                shutil.copyfileobj(source, file)
+        except OSError as exc:
+            raise OSError(exc.errno, exc.strerror, f"{name}, copied to {copy}") from exc
         yield copy
+
+
+def what_failed(error: OSError) -> str:
+    """An error of the system in one line."""
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error)

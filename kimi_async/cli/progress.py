@@ -15,6 +15,8 @@ from kimi_async.batch import BatchRun
 from kimi_async.client import AsyncKimi
 from kimi_async.limits import BUDGETS, Budget, BudgetUsage, Usage
 
+from .gateway import SIGNS
+
 REFRESH = 0.25
 """Seconds between two frames in a terminal."""
 
@@ -105,7 +107,6 @@ def binding_budget(usage: Usage) -> str | None:
 def summary(work: BatchRun, kimi: AsyncKimi, progress: Progress, counts: Counter[str]) -> str:
     """The run in a few lines."""
     tally, usage = work.tally, kimi.limiter.usage()
-    sign = "¥" if work.currency == "CNY" else "$"
     unpriced = f" ({tally.unpriced:,} answers of models without a known price left out)" if tally.unpriced else ""
     rows = {
         "answered": f"{tally.answered:,} of {progress.total:,} in {clock(progress.elapsed)}",
@@ -113,7 +114,7 @@ def summary(work: BatchRun, kimi: AsyncKimi, progress: Progress, counts: Counter
         "skipped": f"{tally.skipped:,} answered before" if tally.skipped else "",
         "tokens": f"{tally.prompt_tokens:,} of prompt + {tally.completion_tokens:,} of completion billed, "
         f"{usage.tokens_charged:,} charged against the budgets",
-        "money": f"{sign}{tally.money:.4f} at list price{unpriced}",
+        "money": f"{SIGNS[work.currency]}{tally.money:.4f} at list price{unpriced}",
         "budgets": ", ".join(_shares(kimi, usage, progress.elapsed)) or "unlimited",
         "refusals": ", ".join(f"{name} {number:,}" for name, number in counts.most_common()) or "none",
     }

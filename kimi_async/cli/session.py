@@ -20,7 +20,7 @@ from rich.table import Table
 from kimi_async.chat import ChatCompletion
 from kimi_async.client import AsyncKimi
 from kimi_async.conversation import Conversation
-from kimi_async.errors import KimiError
+from kimi_async.errors import ConfigurationError, KimiError
 from kimi_async.limits import BUDGETS, BudgetUsage
 from kimi_async.models import find, live_models, money
 
@@ -174,14 +174,14 @@ class Session:
         if not name:
             self._terminal.note("/save needs the name of a file")
             return
-        self.conversation.save(Path(name).expanduser())
+        self.conversation.save(_path(name))
         self._terminal.note(f"saved to {name}")
 
     def _load(self, name: str) -> None:
         if not name:
             self._terminal.note("/load needs the name of a file")
             return
-        self.conversation = self._style.conversation(self._kimi, Path(name).expanduser())
+        self.conversation = self._style.conversation(self._kimi, _path(name))
         said = sum(message.get("role") == "user" for message in self.conversation.messages)
         self._terminal.note(f"{said} turns with {self.conversation.model}")
 
@@ -215,6 +215,13 @@ class Session:
 
     def _exit(self, _: str) -> None:
         self._left = True
+
+
+def _path(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as exc:
+        raise ConfigurationError(f"{name}: there is no such user, or no home") from exc
 
 
 async def interruptible(work: Coroutine[None, None, None]) -> bool:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from importlib.util import find_spec
+from typing import IO
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
@@ -36,6 +37,39 @@ def in_one_line(text: str) -> str:
     return " ".join(text.split()).translate(_CONTROLS)
 
 
+class Output(Console):
+    """Standard output: when nobody reads it any more, the command ends as any program does.
+
+    Rich would exit by itself, in whichever task wrote.
+    """
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich, from 13.8."""
+        raise BrokenPipeError
+
+
+class Aside(Console):
+    """Standard error: when nobody reads it any more, the command goes on in silence."""
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich, from 13.8."""
+        self.quiet = True
+        discard(self.file)
+
+
+def discard(stream: IO[str] | None) -> None:
+    """Flush what can be written; all else goes nowhere, or the interpreter would complain at its end."""
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        with contextlib.suppress(OSError):
+            os.dup2(null, stream.fileno())
+        os.close(null)
+
+
 class Terminal:
     """Where a command shows things: ``out`` is standard output, ``err`` standard error."""
 
@@ -45,8 +79,8 @@ class Terminal:
                 stream.reconfigure(errors="replace")  # an answer that the locale cannot spell is still an answer
         # Said outright, for an environment with FORCE_COLOR would make rich take a pipe for a terminal.
         out, err = (stream is not None and stream.isatty() for stream in (sys.stdout, sys.stderr))
-        self.out = Console(force_terminal=out, highlight=False, markup=False, emoji=False)
-        self.err = Console(force_terminal=err, stderr=True, highlight=False, markup=False, emoji=False)
+        self.out = Output(force_terminal=out, highlight=False, markup=False, emoji=False)
+        self.err = Aside(force_terminal=err, stderr=True, highlight=False, markup=False, emoji=False)
 
     @property
     def status(self) -> Console:
@@ -133,7 +167,7 @@ def unechoed() -> Iterator[None]:
     import termios  # noqa: PLC0415 - as above
 
     descriptor = sys.stdin.fileno()
-    if os.tcgetpgrp(descriptor) != os.getpgrp():  # a job in the background, which would be stopped for this
+    if not _in_foreground(descriptor):  # a job in the background would be stopped for this
         yield
         return
     before, quiet = termios.tcgetattr(descriptor), termios.tcgetattr(descriptor)
@@ -143,3 +177,10 @@ def unechoed() -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(descriptor, termios.TCSANOW, before)
+
+
+def _in_foreground(descriptor: int) -> bool:
+    try:
+        return os.tcgetpgrp(descriptor) == os.getpgrp()
+    except OSError:  # ENOTTY: not the terminal that controls this process
+        return False

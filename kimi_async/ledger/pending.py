@@ -12,8 +12,8 @@ from kimi_async.limits import Cost
 from .journal import Line
 from .replica import Operation
 
-NEWS = 1.0
-"""Seconds for which what a refusal says of others' usage is news."""
+NEWS = 3.0
+"""Seconds for which what a refusal says of others' usage is news: a few attempts at entering it."""
 
 
 @dataclass(slots=True)
@@ -32,8 +32,14 @@ class Told:
     def line(self, number: int | None, now: float) -> Line:
         """What is entered, of the charge that has this number."""
         charge = {} if number is None else {"charge": number}
-        old = {"current": None, "pause": False} if self.operation == "refuse" and self._is_old(now) else {}
+        old = self._old(now) if self.operation == "refuse" and self._is_old(now) else {}
         return self.operation, self.detail | charge | old
+
+    def _old(self, now: float) -> dict[str, object]:
+        """What is left of a refusal: the limit, and the rest of what the gateway asked to wait."""
+        asked = self.detail["retry_after"]
+        left = max(asked - (now - self.at), 0.0) if isinstance(asked, float) else None
+        return {"current": None, "pause": False, "retry_after": left}
 
     def lesson(self, lesson: Lesson | None, now: float) -> Lesson:
         """What to make of a refusal's lesson now; None is that of one who was taken for dead meanwhile."""

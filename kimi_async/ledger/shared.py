@@ -133,10 +133,8 @@ class SharedLedger:
         self._close(charge)
         now, detail = self._journal.now(), asdict(refusal) | {"pause": pause}
         lesson = self._share.refuse(now, charge, refusal, pause=pause)
-        if lesson is None:
-            self._tell(Told("refuse", detail, charge, learned, now))
-        else:
-            self._tell(Told("refuse", detail, charge))
+        self._tell(Told("refuse", detail, charge, learned if lesson is None else None, now))
+        if lesson is not None:
             self._notify()
             learned(lesson)
 
@@ -164,8 +162,10 @@ class SharedLedger:
 
     def _books(self) -> tuple[Budgets, float]:
         """Those that are, under the limits that will hold when this process has entered its own."""
-        now = self._journal.now()
-        books = self._session.replica.books_at(now)
+        now, replica = self._journal.now(), self._session.replica
+        if replica.configured is None:
+            return Budgets(self.limits), now
+        books = replica.books_at(now)
         books.limits = self.limits
         return books, now
 

@@ -31,6 +31,11 @@ server   on a socket: ``serve`` blocks, ``running`` shares a loop, ``spawn`` sta
 Not covered: ``logprobs``, ``prediction``, the Responses, Formula and Anthropic routes, JSON schemas' ``pattern``;
 batches never expire. Images and videos count what the token counter says, whatever is in them; the content of a
 file is what was uploaded, whatever its purpose. ``max_tokens`` too small for a tool call or for JSON cuts it.
+
+Errors that it never answers with: an exhausted quota or balance, 400 ``content_filter``, limits of a project or of one
+model (``project TPM``, ``user+model max RPM``, and ``org-... / proj-...`` as the account in a text), the burst's
+``Organization Rate limit exceeded``, and refusals by a limit without ``Retry-After`` (``engine_overloaded_error``
+never has one).
 """
 
 from .account import Account, AccountStats, Refusal

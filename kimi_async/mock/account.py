@@ -21,7 +21,8 @@ class Refusal:
         budget: the limit that had no room; the first of them in the order concurrency, RPM, TPM, TPD.
         limit: its value.
         current: what the account would have used with this request in it.
-        retry_after: whole seconds for the ``Retry-After`` header.
+        retry_after: whole seconds for the ``Retry-After`` header: 1 for concurrency and RPM and a minute for TPM, as
+            Kimi's are; for TPD until the request's tokens fit, or if they never do, until the day's tokens are free.
     """
 
     budget: Budget
@@ -156,15 +157,15 @@ class Account:
             amount = 1 if budget == "rpm" else tokens
             if not fits(window, now, amount):
                 current = ceil(window.used(now)) + amount
-                return Refusal(budget, limit, current, self._retry_after(budget, window, now))
+                return Refusal(budget, limit, current, self._retry_after(budget, window.fits_in(now, amount)))
         return None
 
-    def _retry_after(self, budget: Budget, window: Window, now: float) -> int:
+    def _retry_after(self, budget: Budget, wait: float) -> int:
         if budget == "rpm":
             return ADVISED_WAIT
         if budget == "tpm":
             return self._minute_seconds
-        return max(1, ceil(window.resets_in(now)))
+        return max(1, ceil(wait))
 
     def _charge(self, now: float, amount: int, budgets: tuple[Budget, ...]) -> None:
         for budget, _, window in self._windows:

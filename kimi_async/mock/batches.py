@@ -13,14 +13,14 @@ from urllib.parse import parse_qs
 
 from pydantic_core import from_json, to_json
 
+from kimi_async.batches import BATCH_MODELS
+
 from .answers import Answer, json_answer
 from .exchange import Exchange
 from .files import Files, Route, StoredFile
 from .rules import InvalidRequest, not_found
 
 ENDPOINT = "/v1/chat/completions"
-MODELS = frozenset({"kimi-k2.6", "kimi-k2.7-code", "kimi-k2.7-code-highspeed"})
-"""The only ones that batches take."""
 
 _HOURS = {"h": 1, "d": 24}
 _SHORTEST, _LONGEST = 12, 7 * 24  # hours of a completion window
@@ -149,7 +149,6 @@ class Batches:
         """Answer what was to be answered, once."""
         if batch.finished:
             return
-        batch.finished = True
         lines = islice(_lines(batch.source.content), batch.counts["completed"])
         outcomes = [self._outcome(batch, number, from_json(line)) for number, (_, line) in enumerate(lines)]
         answered = [line for status, line in outcomes if status == 200]
@@ -157,6 +156,7 @@ class Batches:
         batch.counts |= {"completed": len(answered), "failed": len(failed)}
         batch.output_file_id = self._write(f"{batch.id}_output.jsonl", answered)
         batch.error_file_id = self._write(f"{batch.id}_error.jsonl", failed)
+        batch.finished = True
 
     def _outcome(self, batch: Batch, number: int, line: Mapping[str, Any]) -> tuple[int, bytes]:
         status, body = self._complete(to_json(line["body"]))
@@ -166,7 +166,7 @@ class Batches:
         return status, to_json(found)
 
     def _write(self, filename: str, lines: list[bytes]) -> str:
-        return self._files.add(filename, "batch_output", b"".join(line + b"\n" for line in lines)).id if lines else ""
+        return self._files.keep(filename, "batch_output", b"".join(line + b"\n" for line in lines)).id if lines else ""
 
     def _answer(self, batch: Batch) -> Answer:
         return json_answer(self._described(batch))
@@ -273,7 +273,7 @@ def _line_errors(line: bytes, names: set[str], models: set[str]) -> Iterator[tup
         yield "invalid_method", "The method must be POST.", "method"
     if parsed.get("url") != ENDPOINT:
         yield "invalid_url", f"The url must be {ENDPOINT}.", "url"
-    if not isinstance(model, str) or model not in MODELS:
+    if not isinstance(model, str) or model not in BATCH_MODELS:
         yield "model_not_found", f"The model {model} is not available for batches.", "body.model"
     elif models and model not in models:
         yield "mismatched_model", "All requests of a batch must use the same model.", "body.model"

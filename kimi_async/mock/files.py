@@ -64,7 +64,7 @@ class Files:
         }
 
     def add(self, filename: str, purpose: str, content: bytes) -> StoredFile:
-        """Keep a file.
+        """Keep an upload.
 
         Raises:
             InvalidRequest: 400 for its purpose, its size, or for want of room.
@@ -83,6 +83,10 @@ class Files:
                 f"The number of files you have uploaded exceeded the max file count {MOST_FILES}, "
                 "please delete previous uploaded files"
             )
+        return self.keep(filename, purpose, content)
+
+    def keep(self, filename: str, purpose: str, content: bytes) -> StoredFile:
+        """Keep a file of our own, of any size and in a full store too: a batch that is done leaves its answers."""
         self._created += 1
         stored = StoredFile(f"file-mock{self._created:020x}", filename, purpose, int(time.time()), content)
         self._files[stored.id] = stored

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import lru_cache
 from itertools import count, islice
@@ -88,7 +88,9 @@ class Gateway:
         """Everything counted so far: the account's statistics, and what was served.
 
         ``repeated`` are requests whose body was admitted before, ``billed_again`` those of them that brought a
-        second answer to it, which costs money.
+        second answer to it, which costs money; of more than 100,000 bodies the oldest are forgotten. ``faults`` are
+        those that a client met before it hung up; ``slow`` is not among them. ``prompt_tokens`` and
+        ``completion_tokens`` are what is billed: those of a stream all before its first chunk.
         """
         return {
             **asdict(self.account.stats()),
@@ -157,14 +159,15 @@ class Gateway:
 
     async def _generate(self, request: ChatRequest, fate: Fate, exchange: Exchange) -> Answer | bytes:
         self._counts["repeated"] += fate.repeated
-        fault = "overload" if self._overloaded() else fate.fault
-        if fault is not None:
-            self._faults[fault] += 1
-        if fault == "overload":
+        if self._overloaded() or fate.fault == "overload":
+            self._faults["overload"] += 1
             return answers.OVERLOADED
         replies = _replies(request, fate)
         generation = self._generation_seconds(replies)
         await exchange.wait(fate.latency if request.stream else fate.latency + generation)
+        in_the_middle = request.stream and fate.fault in ("garble", "cut")
+        if fate.fault is not None and not in_the_middle:
+            self._faults[fate.fault] += 1
         if fate.fault == "drop":
             raise Dropped
         if fate.fault == "error_5xx":
@@ -200,13 +203,22 @@ class Gateway:
         self._statuses["200"] += 1
         self._counts["streams"] += 1
         await exchange.start(200, answers.signed(stream.HEADERS, self._next_id()))
-        events: Iterable[bytes] = chunks.garbled(fate.throw) if fate.fault == "garble" else chunks
+        events: Iterable[bytes] = self._garbled(chunks, fate.throw) if fate.fault == "garble" else chunks
         if fate.fault == "cut":
             events = islice(chunks, chunks.middle(fate.throw))
         with Watch(exchange.receive) as watch:
             await self._pour(events, seconds / len(chunks), exchange, watch)
         if fate.fault == "cut":
+            self._faults["cut"] += 1
             raise Dropped
+
+    def _garbled(self, chunks: ChunkStream, throw: float) -> Iterator[bytes]:
+        """The same with one chunk in the middle that is no JSON, by a throw in [0, 1)."""
+        wrong = chunks.middle(throw)
+        for number, event in enumerate(chunks):
+            if number == wrong:
+                self._faults["garble"] += 1
+            yield stream.GARBLED if number == wrong else event
 
     async def _pour(self, events: Iterable[bytes], step: float, exchange: Exchange, watch: Watch) -> None:
         due = self._clock()

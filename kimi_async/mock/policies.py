@@ -38,8 +38,8 @@ class Window(Protocol):
         """Count ``amount`` from ``now`` on, whether it fits or not."""
         ...
 
-    def resets_in(self, now: float) -> float:
-        """Seconds until the next moment at which something stops counting."""
+    def fits_in(self, now: float, amount: int) -> float:
+        """Seconds until ``amount`` more fits, or until nothing counts if it never will; with no further charge."""
         ...
 
 
@@ -75,10 +75,16 @@ class SlidingLog:
         self._charges.append((now, amount))
         self._sum += amount
 
-    def resets_in(self, now: float) -> float:
-        """Seconds until the oldest charge leaves the window."""
-        self.used(now)
-        return self._charges[0][0] + self._window - now if self._charges else 0.0
+    def fits_in(self, now: float, amount: int) -> float:
+        """Seconds until enough of the oldest charges have left the window."""
+        excess = self.used(now) + amount - self.capacity
+        wait = 0.0
+        for charged_at, charged in self._charges:
+            if excess <= 0:
+                break
+            excess -= charged
+            wait = charged_at + self._window - now
+        return wait
 
 
 class FixedWindow:
@@ -109,8 +115,10 @@ class FixedWindow:
         self.used(now)
         self._sum += amount
 
-    def resets_in(self, now: float) -> float:
-        """Seconds until the next edge."""
+    def fits_in(self, now: float, amount: int) -> float:
+        """Seconds until the next edge, unless ``amount`` fits before it."""
+        if fits(self, now, amount):
+            return 0.0
         position = now / self._window - self._phase
         return (floor(position) + 1 - position) * self._window
 
@@ -140,9 +148,10 @@ class Bucket:
         full_at = max(self._full_at, now) + amount * self._interval
         self._full_at = min(full_at, now + self.capacity * self._interval)
 
-    def resets_in(self, now: float) -> float:
-        """Seconds until the bucket is full."""
-        return max(0.0, self._full_at - now)
+    def fits_in(self, now: float, amount: int) -> float:
+        """Seconds until so much has drained."""
+        used = self.used(now)
+        return min(used, max(0.0, used + amount - self.capacity)) * self._interval
 
 
 def open_window(policy: Policy, limit: int, *, window: float, phase: float = 0.0, burst: int = 1) -> Window:

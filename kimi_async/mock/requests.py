@@ -8,14 +8,18 @@ from pydantic_core import from_json
 
 from kimi_async import models
 from kimi_async.limits import Cost
+from kimi_async.parameters import MAX_CHOICES, ROLES
 
 from .replies import PROSE, Script, script
-from .rules import InvalidRequest, check, not_found, thinks
+from .rules import MEDIA, InvalidRequest, check, media_urls, not_found, thinks
 
 CountPrompt = Callable[[list[dict[str, Any]], list[dict[str, Any]] | None, str], int]
-"""Tokens of messages and tools as that model counts them, its chat template included."""
+"""Tokens of messages and tools as that model counts them, its chat template included.
 
-_MOST_CHOICES = 5
+Images and videos may be estimated upwards, as may what a template has beyond K2's. Without images and videos, and
+for a model without a name, it is what the prompt has for certain.
+"""
+
 _UPLOADED = "ms://"
 
 
@@ -64,8 +68,9 @@ def parse_prompt(body: bytes) -> dict[str, Any]:
     if not isinstance(messages, list) or not messages:
         raise InvalidRequest("Invalid request: messages must be a list with at least one message")
     for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise InvalidRequest("Invalid request: every message must be an object with a role")
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            roles = f"{', '.join(ROLES[:-1])} or {ROLES[-1]}"
+            raise InvalidRequest(f"Invalid request: every message must be an object with role {roles}")
     return parsed
 
 
@@ -82,18 +87,14 @@ def parse_chat(body: bytes, count_prompt: CountPrompt, *, serve_retired: bool) -
         raise not_found(f"Not found the model {name} or Permission denied")
     thinking = thinks(model, parsed)
     check(model, parsed, thinking=thinking)
-    n = _whole(parsed, "n", most=_MOST_CHOICES) or 1
+    n = _whole(parsed, "n", most=MAX_CHOICES) or 1
     prompt_tokens = count_prompt(parsed["messages"], parsed.get("tools"), name)
-    if prompt_tokens >= model.context:
-        raise InvalidRequest("Input token length too long")
     max_tokens = _whole(parsed, "max_completion_tokens") or _whole(parsed, "max_tokens")
     if max_tokens is None:
         max_tokens = models.default_max_tokens(name, prompt_tokens)
     if prompt_tokens + max_tokens > model.context:
-        raise InvalidRequest(
-            f"Invalid request: Your request exceeded model token limit: {model.context} "
-            f"(requested: {prompt_tokens + max_tokens})"
-        )
+        certain = count_prompt([_without_media(message) for message in parsed["messages"]], parsed.get("tools"), "")
+        _check_context(model.context, certain, max_tokens)
     options = parsed.get("stream_options")
     return ChatRequest(
         name,
@@ -107,15 +108,32 @@ def parse_chat(body: bytes, count_prompt: CountPrompt, *, serve_retired: bool) -
     )
 
 
+def _check_context(context: int, prompt_tokens: int, max_tokens: int) -> None:
+    if prompt_tokens >= context:
+        raise InvalidRequest("Input token length too long")
+    if prompt_tokens + max_tokens > context:
+        raise InvalidRequest(
+            f"Invalid request: Your request exceeded model token limit: {context} "
+            f"(requested: {prompt_tokens + max_tokens})"
+        )
+
+
+def _without_media(message: dict[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    parts = [
+        {name: value for name, value in part.items() if name not in MEDIA} if isinstance(part, dict) else part
+        for part in content
+    ]
+    return {**message, "content": parts}
+
+
 def _file_ids(messages: list[dict[str, Any]]) -> Iterator[str]:
     for message in messages:
-        content = message.get("content")
-        for part in content if isinstance(content, list) else ():
-            for kind in ("image_url", "video_url"):
-                value = part.get(kind) if isinstance(part, dict) else None
-                url = value.get("url") if isinstance(value, dict) else value
-                if isinstance(url, str) and url.startswith(_UPLOADED):
-                    yield url.removeprefix(_UPLOADED)
+        for url in media_urls(message):
+            if url.startswith(_UPLOADED):
+                yield url.removeprefix(_UPLOADED)
 
 
 def _whole(parsed: dict[str, Any], name: str, most: int | None = None) -> int | None:

@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kimi_async.models import Model
+from kimi_async.parameters import MAX_STOP_BYTES, MAX_STOPS
 
-MOST_STOPS = 5
-LONGEST_STOP = 32  # bytes in UTF-8
 WEB_SEARCH = "$web_search"
+MEDIA = ("image_url", "video_url")
 
+_EFFORTS = ("low", "high", "max")
+_MEDIA_SCHEMES = ("data:", "ms://")
 _REQUIRES_WHILE_THINKING = "kimi-k3"
 """The models that take ``tool_choice: "required"`` while they think (inspect_ai's probes, August 2026)."""
 
@@ -48,7 +50,7 @@ def thinks(model: Model, body: Mapping[str, Any]) -> bool:
     if asked is None:
         return True
     kind = asked.get("type") if isinstance(asked, dict) else None
-    if kind not in {"enabled", "disabled"}:
+    if kind not in ("enabled", "disabled"):
         raise InvalidRequest("Invalid request: thinking.type must be enabled or disabled")
     if kind == "disabled" and model.thinking == "always":
         raise InvalidRequest("invalid thinking: only type=enabled is allowed for this model")
@@ -60,7 +62,7 @@ def check(model: Model, body: Mapping[str, Any], *, thinking: bool) -> None:
 
     Args:
         model: the request's.
-        body: the request: its messages are objects with a role.
+        body: the request: its messages are objects with a role that exists.
         thinking: whether it thinks before it answers.
 
     Raises:
@@ -70,12 +72,19 @@ def check(model: Model, body: Mapping[str, Any], *, thinking: bool) -> None:
     _check_stop(body.get("stop"))
     _check_tools(model, body, thinking=thinking)
     _check_response_format(body)
+    _check_media(body["messages"])
+    _check_partial(body["messages"])
     _check_tool_messages(body["messages"], thinking=thinking)
 
 
 def _check_sampling(model: Model, body: Mapping[str, Any], *, thinking: bool) -> None:
+    if body.get("reasoning_effort") not in (None, *_EFFORTS):
+        raise InvalidRequest(f"Invalid request: reasoning_effort must be one of {', '.join(_EFFORTS)}")
     fixed = model.sampling
     if fixed is None:
+        temperature = body.get("temperature")
+        if isinstance(temperature, int | float) and not 0 <= temperature <= 1:
+            raise InvalidRequest("invalid temperature: only 0 to 1 is allowed for this model")
         return
     allowed: dict[str, float] = {
         "temperature": fixed.temperature if thinking else fixed.temperature_unthinking,
@@ -91,10 +100,10 @@ def _check_sampling(model: Model, body: Mapping[str, Any], *, thinking: bool) ->
 
 def _check_stop(stop: object) -> None:
     stops = stops_of(stop)
-    if len(stops) > MOST_STOPS:
-        raise InvalidRequest(f"Invalid request: stop must be at most {MOST_STOPS} strings")
-    if any(len(one.encode("utf-8", "surrogatepass")) > LONGEST_STOP for one in stops):
-        raise InvalidRequest(f"Invalid request: each stop must be at most {LONGEST_STOP} bytes")
+    if len(stops) > MAX_STOPS:
+        raise InvalidRequest(f"Invalid request: stop must be at most {MAX_STOPS} strings")
+    if any(len(one.encode("utf-8", "surrogatepass")) > MAX_STOP_BYTES for one in stops):
+        raise InvalidRequest(f"Invalid request: each stop must be at most {MAX_STOP_BYTES} bytes")
 
 
 def stops_of(stop: object) -> tuple[str, ...]:
@@ -165,13 +174,40 @@ def _check_response_format(body: Mapping[str, Any]) -> None:
     if asked is None:
         return
     kind = asked.get("type") if isinstance(asked, dict) else None
-    if kind not in {"text", "json_object", "json_schema"}:
+    if kind not in ("text", "json_object", "json_schema"):
         raise InvalidRequest("Invalid request: response_format.type must be text, json_object or json_schema")
     if kind == "json_object" and body["messages"][-1].get("partial"):
         raise InvalidRequest("Invalid request: partial mode is incompatible with response_format json_object")
     wrapped = asked.get("json_schema")
     if kind == "json_schema" and not (isinstance(wrapped, dict) and isinstance(wrapped.get("schema"), dict)):
         raise InvalidRequest("Invalid request: response_format.json_schema.schema must be a JSON schema")
+
+
+def media_urls(message: Mapping[str, Any]) -> Iterator[str]:
+    """Where the images and videos of a message are."""
+    content = message.get("content")
+    for part in content if isinstance(content, list) else ():
+        for kind in MEDIA:
+            value = part.get(kind) if isinstance(part, dict) else None
+            url = value.get("url") if isinstance(value, dict) else value
+            if isinstance(url, str):
+                yield url
+
+
+def _check_media(messages: list[dict[str, Any]]) -> None:
+    for message in messages:
+        for url in media_urls(message):
+            if not url[:5].lower().startswith(_MEDIA_SCHEMES):
+                raise InvalidRequest(f"Invalid request: unsupported url {url[:60]}: only data: and ms:// are allowed")
+
+
+def _check_partial(messages: list[dict[str, Any]]) -> None:
+    for index, message in enumerate(messages):
+        if message.get("partial") and (message["role"] != "assistant" or index < len(messages) - 1):
+            raise InvalidRequest(
+                f"Invalid request: the message at position {index} must not be partial: only the last one, "
+                "with role 'assistant', may be"
+            )
 
 
 def _check_tool_messages(messages: list[dict[str, Any]], *, thinking: bool) -> None:

@@ -17,7 +17,8 @@ class MockSettings:
 
     Args:
         limits: of the one account that all keys share. ``minute`` and ``day`` scale time; ``day_zone`` is
-            ignored.
+            ignored. ``Retry-After`` is in whole seconds: for TPM and TPD it follows ``minute`` and ``day``, rounded
+            up; for RPM and concurrency it is 1 whatever they are, as Kimi's is.
         policy: how RPM and TPM are counted. TPD slides with ``sliding`` and is a fixed window otherwise, since
             Kimi's texts say that it resets "the next day". ``gcra`` spaces requests evenly, but counts tokens
             like ``bucket``: one request may well cost more than its even share.

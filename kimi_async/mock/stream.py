@@ -14,7 +14,8 @@ from .requests import ChatRequest
 HEADERS = ((b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache"))
 DONE = b"data: [DONE]\n\n"
 
-_GARBLED = b"data: <html>upstream connect error</html>\n\n"
+GARBLED = b"data: <html>upstream connect error</html>\n\n"
+"""A chunk that is no JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +50,6 @@ class ChunkStream:
                 yield from (event for event in turn if event is not None)
         if self.request.include_usage:
             yield self._beginning + b'[],"usage":' + to_json(self.usage.content()) + b"}\n\n"
-
-    def garbled(self, throw: float) -> Iterator[bytes]:
-        """The same with one chunk in the middle that is no JSON, by a throw in [0, 1)."""
-        wrong = self.middle(throw)
-        return (_GARBLED if number == wrong else event for number, event in enumerate(self))
 
     def middle(self, throw: float) -> int:
         """A number of chunks that is neither none nor all, by a throw in [0, 1)."""
