@@ -288,7 +288,7 @@ class _Lines:
         _Scale.of([value for one in spreads if one for value in (one.least, one.greatest)]).apply(axes, "y", room=0.04)
         numbers = sorted({number for panel in self.panels.values() for number in panel})
         axes.set_xscale("log" if numbers[0] > 0 and numbers[-1] >= DECADES * numbers[0] else "linear")
-        axes.set_xticks(numbers, [f"{number:,g}" for number in numbers])
+        axes.set_xticks(numbers, [f"{number:,.0f}" for number in numbers])
         axes.xaxis.set_minor_locator(NullLocator())
 
     def _panel(self, axes: Axes, cases: dict[float, str]) -> None:
