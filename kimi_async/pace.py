@@ -83,6 +83,7 @@ class Trial:
         self._minute = minute
         self._rate = rpm / minute
         self._enough = max(BURST * rpm, 2)  # one request is no burst
+        self._seen_from = self._enough
         self._ahead = 0.0
         self._latest = -math.inf
         self._alone: Departed | None = None
@@ -100,26 +101,24 @@ class Trial:
         ahead = self._ahead - gone
         self._ahead = ahead = ahead + 1 if ahead > 0 else 1.0
         self._latest = now
-        if gone >= ALONE or (self._alone_is_latest and _is_lost(self._alone)):
-            self._alone = request
-            self._alone_is_latest = True
-        elif self._alone_is_latest:
-            self._alone_is_latest = False
+        if gone >= ALONE or self._alone_is_latest:
+            self._alone_is_latest = gone >= ALONE or _is_lost(self._alone)
+            self._alone = request if self._alone_is_latest else self._alone
         if self._ends_at == math.inf:
             self._first.append(request)
             if ahead > TRIAL - 1:
                 self._ends_at = now + LONGEST * self._minute
                 self.running = True
-        if (self._last is not None or ahead >= self._enough) and self._passed_at == math.inf:
+        if ahead >= self._seen_from:
             self._see(now, request)
 
     def _see(self, now: float, request: Departed) -> None:
         """Keep the last of a burst until it is seen to be written; if it never will be, wait for another."""
         last = self._last
         if last is not None and _is_written(last):
-            self._passed_at = now + LOOKS * STEP * self._minute
+            self._passed_at, self._seen_from = now + LOOKS * STEP * self._minute, math.inf
         elif (last is None or _is_lost(last)) and self._ahead >= self._enough:
-            self._last = request
+            self._last, self._seen_from = request, 0.0
 
     def holds(self, now: float) -> bool:
         """Whether the others must wait for news."""
