@@ -117,7 +117,8 @@ class RateLimiter:
     async def wait_time(self, cost: Cost) -> float:
         """Seconds that ``acquire`` of this cost would wait, were it called now and were slots free by then.
 
-        Smoothing may add up to ``SMOOTH`` of a minute to it, and the trial of the first burst ``LONGEST`` of one.
+        Smoothing may add up to ``SMOOTH`` of a minute to it, and the trial of the first burst ``LONGEST`` of one; a
+        pace that refusals have slowed, or an even one, up to one and a half even intervals for each ahead.
 
         Raises:
             RequestTooLarge: there will never be room.

@@ -103,7 +103,8 @@ class Trial:
         self._latest = now
         if gone >= ALONE or self._alone_is_latest:
             self._alone_is_latest = gone >= ALONE or _is_lost(self._alone)
-            self._alone = request if self._alone_is_latest else self._alone
+            if self._alone_is_latest:
+                self._alone = request
         if self._ends_at == math.inf:
             self._first.append(request)
             if ahead > TRIAL - 1:
@@ -172,7 +173,7 @@ class Pace:
         self._slowdowns = 1 if even else 0
         self._least = 1
         self._has_relaxed = False
-        self._slowed_at = -math.inf
+        self._quiet_since = -math.inf
         self._trial = None if limits.rpm is None or even else Trial(limits.rpm, limits.minute)
         self._set_interval(self._even * (SLACK[0] if even else SMOOTH))
 
@@ -216,7 +217,7 @@ class Pace:
 
         It lets no burst pass, and the first of each one in; and it never refuses whoever is slow enough.
         """
-        if self._slowdowns == len(SLACK) or not self._even or self.passed:
+        if not self._can_slow or self.passed:
             return False
         return self._trial is None or not self._trial.began_with(request)
 
@@ -225,9 +226,13 @@ class Pace:
         """Whether the gateway has let a burst pass: what it refuses from now on, it refuses for the whole minute."""
         return self._trial is not None and self._trial.passed(_now())
 
+    @property
+    def _can_slow(self) -> bool:
+        return bool(self._even) and self._slowdowns < len(SLACK)
+
     def slow(self) -> None:
         """Space requests out further, as far as that goes."""
-        if self._slowdowns == len(SLACK) or not self._even:
+        if not self._can_slow:
             return
         self._trial = None
         self._slow_to(self._slowdowns + 1)
@@ -238,11 +243,11 @@ class Pace:
 
     def refused(self) -> None:
         """A request was refused for RPM, whatever the reason: this minute is no quiet one."""
-        self._slowed_at = _now()
+        self._quiet_since = _now()
 
     def _relax(self) -> None:
         """After a quiet minute space them out less, but once for all: it may have been others who used the account."""
-        if _now() - self._slowed_at < self._minute:
+        if _now() - self._quiet_since < self._minute:
             return
         earned = self._left > 0 or (self._quanta is not None and self._quanta.has_capacity())
         self._slow_to(self._slowdowns - 1)
@@ -251,7 +256,7 @@ class Pace:
             self._spend()
 
     def _slow_to(self, slowdowns: int) -> None:
-        self._slowdowns, self._slowed_at = slowdowns, _now()
+        self._slowdowns, self._quiet_since = slowdowns, _now()
         self._set_interval(self._even * SLACK[slowdowns - 1])
 
     def _holds(self) -> bool:

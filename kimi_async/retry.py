@@ -9,7 +9,7 @@ from .errors import (
 )
 
 MAX_ATTEMPTS = 8
-"""Attempts in all; their waits come to half a minute on average and to a minute at most."""
+"""Attempts in all; their waits come to half a minute on average, and to 64 s at most unless Kimi asks for more."""
 
 FIRST_DELAY = 0.5
 """Seconds that the first wait lasts at most; each further one twice as long."""

@@ -92,12 +92,14 @@ def test_one_who_fails_before_it_is_ready_keeps_nobody_waiting():
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.05])
-def test_one_may_begin_at_a_part_of_a_clocks_period(delay):
+def test_one_may_begin_at_a_part_of_a_clocks_period(monkeypatch, delay):
     """In its turn, of those that begin together."""
-    lane = Lane(delay=delay)
-    lane.begin_at(0.75, 0.2)
+    lane, waits = Lane(delay=delay), []
+    monkeypatch.setattr(lane._stopped, "wait", waits.append)
+    monkeypatch.setattr(lanes.time, "monotonic", lambda: 100.0)
+    lane.begin_at(0.75, 6.0)
     lane.ready()
-    assert ((time.monotonic() - delay) / 0.2 - 0.75) % 1 < 0.5
+    assert waits == pytest.approx([delay, delay + 0.5])  # to 100.5, which is 16.75 periods
 
 
 def test_what_was_begun_is_handed_on_before_the_next_begin():

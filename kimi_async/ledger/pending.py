@@ -38,7 +38,7 @@ class Told:
     def _old(self, now: float) -> dict[str, object]:
         """What is left of a refusal: the limit, and the rest of what the gateway asked to wait."""
         asked = self.detail["retry_after"]
-        left = max(asked - (now - self.at), 0.0) if isinstance(asked, float) else None
+        left = max(asked - (now - self.at), 0.0) if isinstance(asked, int | float) else None
         return {"current": None, "pause": False, "retry_after": left}
 
     def lesson(self, lesson: Lesson | None, now: float) -> Lesson:
